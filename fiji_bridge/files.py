@@ -1,0 +1,62 @@
+"""Outputs that appear whole or not at all."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fiji_bridge.errors import FijiBridgeError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`, renamed to it when the block ends well and removed otherwise.
+
+    The temporary keeps the suffix, since writers choose the format by it. Works for files and, as Zarr
+    stores are, for folders; an existing Zarr folder is replaced, any other folder never is.
+
+    Parameters
+    ----------
+    path
+        Where the output shall stand.
+
+    Yields
+    ------
+    pathlib.Path
+        Where to write meanwhile, in the same folder, so that the renaming is atomic.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the folder is missing and cannot be made, is not writable, or `path` is an ordinary folder.
+    """
+    target = Path(path)
+    if target.is_dir() and target.suffix != ".zarr":
+        raise FijiBridgeError(f"{target} is a folder; name a file to write.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        raise FijiBridgeError(f"Cannot make the folder {target.parent} for {target.name}: {reason}.") from error
+    if not os.access(target.parent, os.W_OK):
+        raise FijiBridgeError(f"Cannot write {target}: the folder {target.parent} is not writable; choose another.")
+    partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        yield partial
+        if partial.is_dir() and target.exists():
+            shutil.rmtree(target)
+        partial.replace(target)
+    except OSError as error:
+        raise FijiBridgeError(f"Could not write {target}: {error.strerror or error}.") from error
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
