@@ -1,0 +1,523 @@
+"""`fiji-bridge …`: parses the command line, calls the public functions, draws progress."""
+
+import argparse
+import dataclasses
+import errno
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import fiji_bridge
+from fiji_bridge.errors import FijiBridgeError
+
+INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
+
+Result = tuple[str, dict[str, Any]]
+"""What a command leaves to print: the text for people and the object for scripts."""
+
+
+class Bar:
+    """Draws progress on standard error: a bar with remaining time per stage that lasts over a second."""
+
+    def __init__(self) -> None:
+        self._stage: str | None = None
+        self._bar: Any = None
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of `total` steps of `stage` are finished."""
+        from tqdm import tqdm
+
+        if stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._bar = tqdm(
+                desc=stage, total=total, file=sys.stderr, delay=1.0, dynamic_ncols=True, leave=True
+            )
+        if self._bar.total != total:
+            self._bar.total = total
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Finish the bar that is being drawn."""
+        if self._bar is not None:
+            self._bar.close()
+        self._stage, self._bar = None, None
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence, as every other complaint of the program is."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the complaint and exit with status 2."""
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+
+
+def positive(text: str) -> float:
+    """Read a positive, finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text!r}")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a whole number of at least 1."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+def build_parser() -> Parser:
+    """Describe every command; their names and defaults are those of the Python functions."""
+    parser = Parser(prog="fiji-bridge", description=fiji_bridge.__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--version", action="version", version=f"fiji-bridge {fiji_bridge.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace, Bar], Result], text: str
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        sub.add_argument(
+            "--json", action="store_true", help="print one JSON object as the last line of standard output"
+        )
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        return sub
+
+    def stacks(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "stack",
+            nargs="+",
+            metavar="STACK",
+            help="TIFF, OME-TIFF, Zarr, PNG, a folder; several files are one stack",
+        )
+        sub.add_argument("--batch", action="store_true", help="take each STACK as a stack of its own")
+
+    def camera(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--camera",
+            metavar="SETUP",
+            help="ThunderSTORM's Camera setup string, e.g. \"offset=414.0 photons2adu=3.6 isemgain=false "
+            'pixelsize=160.0", and readnoise= [electrons] beside them; left out: estimated from the data',
+        )
+
+    def training(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--max-minutes", type=positive, metavar="M", help="train for at most so long")
+        sub.add_argument("--device", help="cuda or cpu; left out: CUDA when present")
+        sub.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+
+    def localizing(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--options", default="", metavar="STRING", help="ThunderSTORM's Run analysis string")
+        sub.add_argument(
+            "--engine",
+            choices=["thunderstorm", "torch"],
+            help="the real plugin, or ours without Java; left out: the plugin if its jar and Java are there",
+        )
+        sub.add_argument("--thunderstorm-jar", type=Path, metavar="JAR", help="your Thunder_STORM.jar")
+
+    sub = command(
+        "calibrate", run_calibrate, "Estimate the camera from a noisy stack alone, with the spread."
+    )
+    stacks(sub)
+
+    sub = command("train", run_train, "Train a blind-spot network on the noisy stack itself.")
+    stacks(sub)
+    sub.add_argument("--out", required=True, type=Path, metavar="MODEL", help="the model file (.safetensors)")
+    camera(sub)
+    sub.add_argument("--engine", default="gamma-poisson", help="noise model (default gamma-poisson)")
+    training(sub)
+
+    sub = command(
+        "denoise", run_denoise, "Denoise a stack with a trained model; float32 in the input's units."
+    )
+    stacks(sub)
+    sub.add_argument("--model", required=True, type=Path, metavar="MODEL", help="what `train` wrote")
+    sub.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help=".tif or .zarr; with --batch a folder"
+    )
+    camera(sub)
+    sub.add_argument(
+        "--estimator", default="mean", choices=["mean", "map", "prior"], help="default: posterior mean"
+    )
+    sub.add_argument("--device", help="cuda or cpu; left out: CUDA when present")
+
+    sub = command("localize", run_localize, "Detect and localize molecules; writes a ThunderSTORM CSV.")
+    stacks(sub)
+    sub.add_argument(
+        "--out", required=True, type=Path, metavar="CSV", help="the table; with --batch a folder"
+    )
+    camera(sub)
+    localizing(sub)
+
+    sub = command("evaluate", run_evaluate, "Compare localizations with ground truth, as the plugin does.")
+    sub.add_argument("table", type=Path, metavar="CSV", help="localizations in ThunderSTORM's CSV")
+    sub.add_argument("--ground-truth", required=True, type=Path, metavar="CSV", help="the true molecules")
+    sub.add_argument(
+        "--radius", type=positive, default=50.0, metavar="NM", help="matching radius in nm (default 50)"
+    )
+
+    sub = command(
+        "simulate", run_simulate, "Make a stack with known molecules, as the plugin's generator does."
+    )
+    sub.add_argument("--out", required=True, type=Path, metavar="TIF", help="the stack to write")
+    sub.add_argument(
+        "--ground-truth", required=True, type=Path, metavar="CSV", help="the table of molecules to write"
+    )
+    sub.add_argument("--options", default="", metavar="STRING", help="the generator's option string")
+    sub.add_argument("--camera", metavar="SETUP", help="Camera setup string; left out: the plugin's defaults")
+    sub.add_argument("--frames", type=count, metavar="N", help="number of frames (before --options)")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+
+    sub = command(
+        "compare", run_compare, "Raw against denoised, end to end: did denoising help? Leaves a report."
+    )
+    stacks(sub)
+    sub.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder for the report and its tables"
+    )
+    sub.add_argument("--ground-truth", type=Path, metavar="CSV", help="the true molecules, when known")
+    sub.add_argument(
+        "--model", type=Path, metavar="MODEL", help="denoise with this model; left out: train one"
+    )
+    camera(sub)
+    localizing(sub)
+    training(sub)
+
+    sub = command("demo", run_demo, "Simulate molecules and run `compare` on them, in a few minutes.")
+    sub.add_argument(
+        "--out", type=Path, default=Path("fiji-bridge-demo"), metavar="DIR", help="default %(default)s"
+    )
+    localizing(sub)
+    training(sub)
+
+    sub = command("doctor", run_doctor, "Say what of Java, ThunderSTORM, torch, GPU and Fiji is here.")
+    sub.add_argument("--thunderstorm-jar", type=Path, metavar="JAR", help="your Thunder_STORM.jar")
+    sub.add_argument("--fiji", type=Path, metavar="DIR", help="your Fiji folder")
+    return parser
+
+
+def sources(arguments: argparse.Namespace) -> list[Any]:
+    """Give the stacks meant: each path its own with --batch, else all of them one."""
+    paths: list[Path] = [Path(path) for path in arguments.stack]
+    if arguments.batch:
+        return list(paths)
+    return [paths[0] if len(paths) == 1 else paths]
+
+
+def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
+    """Give one output for each source: --out itself, or with --batch a file of the stack's name in it."""
+    if not arguments.batch:
+        return [arguments.out]
+    stems = [Path(path).name.removesuffix(Path(path).suffix) for path in arguments.stack]
+    twice = {stem for stem in stems if stems.count(stem) > 1}
+    if twice:
+        raise FijiBridgeError(
+            f"Two stacks are named {twice.pop()!r}, so their outputs in {arguments.out} would collide."
+        )
+    return [arguments.out / f"{stem}{suffix}" for stem in stems]
+
+
+def refuse_overwriting(stack: Sequence[str], out: Path) -> None:
+    """Stop before an output would take the place of the recording that it is made from."""
+    if any(out.resolve() == Path(path).resolve() for path in stack):
+        raise FijiBridgeError(
+            f"--out {out} is the input itself; name another file, so that the recording is kept."
+        )
+
+
+def batch(arguments: argparse.Namespace, suffix: str, one: Callable[[Any, Path], Result]) -> Result:
+    """Do `one` for each stack; with several, a stack that fails does not stop the rest."""
+    jobs = list(zip(sources(arguments), outputs(arguments, suffix), strict=True))
+    for _, out in jobs:
+        refuse_overwriting(arguments.stack, out)
+    if len(jobs) == 1:
+        return one(*jobs[0])
+    results: list[dict[str, Any]] = []
+    for source, out in jobs:
+        try:
+            text, found = one(source, out)
+            print(text, file=sys.stderr)
+            results.append({"stack": str(source), **found})
+        except FijiBridgeError as error:
+            print(f"fiji-bridge: {error}", file=sys.stderr)
+            results.append({"stack": str(source), "error": str(error)})
+    failed = sum("error" in result for result in results)
+    text = f"{len(results) - failed} of {len(results)} stacks done, {failed} failed."
+    return text, {"stacks": results, "failed": failed}
+
+
+def run_calibrate(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Estimate the camera."""
+    texts, found = [], []
+    for source in sources(arguments):
+        estimate = fiji_bridge.estimate_camera(fiji_bridge.open_stack(source), progress=bar)
+        texts.append(estimate.describe())
+        found.append({"stack": str(source), **estimate.as_dict()})
+    return "\n\n".join(texts), found[0] if len(found) == 1 else {"stacks": found}
+
+
+def camera_of(arguments: argparse.Namespace) -> Any:
+    """Read --camera, or None when it was left out."""
+    return None if arguments.camera is None else fiji_bridge.Camera.parse(arguments.camera)
+
+
+def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Train a model and write it."""
+    refuse_overwriting(arguments.stack, arguments.out)
+    camera = camera_of(arguments)
+    stacks = [fiji_bridge.open_stack(source) for source in sources(arguments)]
+    model = fiji_bridge.train(
+        stacks if len(stacks) > 1 else stacks[0],
+        camera=camera,
+        engine=arguments.engine,
+        max_minutes=arguments.max_minutes,
+        device=arguments.device,
+        seed=arguments.seed,
+        progress=bar,
+    )
+    model.save(arguments.out)
+    return f"{model.describe()}\nModel written to {arguments.out}", {
+        "model": str(arguments.out),
+        **model.metadata,
+    }
+
+
+def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Denoise one stack, or each of a batch."""
+    camera = camera_of(arguments)
+    model = fiji_bridge.load_model(arguments.model)
+
+    def one(source: Any, out: Path) -> Result:
+        stack = fiji_bridge.open_stack(source)
+        denoised = fiji_bridge.denoise(
+            stack,
+            model,
+            camera=camera,
+            estimator=arguments.estimator,
+            out=out,
+            device=arguments.device,
+            progress=bar,
+        )
+        shape = dict(zip(map(str, denoised.dims), denoised.shape, strict=True))
+        return f"Denoised stack written to {out}", {
+            "out": str(out),
+            "shape": shape,
+            "estimator": arguments.estimator,
+        }
+
+    return batch(arguments, ".tif", one)
+
+
+def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Localize molecules in one stack, or in each of a batch."""
+    camera = camera_of(arguments)
+
+    def one(source: Any, out: Path) -> Result:
+        table = fiji_bridge.localize(
+            source,
+            camera=camera,
+            options=arguments.options,
+            engine=arguments.engine,
+            thunderstorm_jar=arguments.thunderstorm_jar,
+            out=out,
+            progress=bar,
+        )
+        engine = table.attrs.get("engine")
+        text = f"{len(table):,} localizations written to {out} (engine: {engine})"
+        return text, {"out": str(out), "localizations": len(table), "engine": engine}
+
+    return batch(arguments, ".csv", one)
+
+
+def run_evaluate(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Score localizations against ground truth."""
+    found = fiji_bridge.evaluate(
+        arguments.table, arguments.ground_truth, radius_nm=arguments.radius, camera=camera_of(arguments)
+    )
+    values = found.as_dict()
+    width = max(map(len, values))
+    lines = [f"{name:<{width}}  {value:.6g}" for name, value in values.items()]
+    return "\n".join(lines), values
+
+
+def run_simulate(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Make a stack with known molecules."""
+    made = fiji_bridge.simulate(
+        options=arguments.options,
+        camera=camera_of(arguments),
+        frames=arguments.frames,
+        seed=arguments.seed,
+        out=arguments.out,
+        ground_truth=arguments.ground_truth,
+        progress=bar,
+    )
+    frames, molecules = made.stack.sizes["t"], len(made.ground_truth)
+    text = f"{frames} frames, {molecules:,} molecules: {arguments.out} and {arguments.ground_truth} written"
+    return text, {
+        "out": str(arguments.out),
+        "ground_truth": str(arguments.ground_truth),
+        "frames": frames,
+        "molecules": molecules,
+        "camera": made.camera.options(),
+    }
+
+
+def run_compare(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Find out whether denoising helped, on one stack or on each of a batch."""
+    camera = camera_of(arguments)
+    if arguments.batch and arguments.ground_truth is not None and len(arguments.stack) > 1:
+        raise FijiBridgeError("--ground-truth belongs to one stack; run `compare` without --batch for it.")
+
+    def one(source: Any, out: Path) -> Result:
+        return told(
+            fiji_bridge.compare(
+                source,
+                out=out,
+                ground_truth=arguments.ground_truth,
+                model=arguments.model,
+                camera=camera,
+                options=arguments.options,
+                engine=arguments.engine,
+                thunderstorm_jar=arguments.thunderstorm_jar,
+                max_minutes=arguments.max_minutes,
+                device=arguments.device,
+                seed=arguments.seed,
+                progress=bar,
+            ),
+            out,
+        )
+
+    return batch(arguments, "", one)
+
+
+def told(comparison: Any, out: Path) -> Result:
+    """Say what a comparison found and where its report is."""
+    return f"{comparison.verdict}\nReport: {out / 'report.html'}", comparison.as_dict()
+
+
+def run_demo(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Simulate molecules with the generator's defaults and compare on them."""
+    from fiji_bridge.demo import demo
+
+    comparison = demo(
+        arguments.out,
+        options=arguments.options,
+        engine=arguments.engine,
+        thunderstorm_jar=arguments.thunderstorm_jar,
+        max_minutes=arguments.max_minutes,
+        device=arguments.device,
+        seed=arguments.seed,
+        progress=bar,
+    )
+    return told(comparison, arguments.out)
+
+
+def run_doctor(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Say what is found on this machine and what to do about the rest."""
+    from fiji_bridge.doctor import diagnose
+
+    checks = diagnose(thunderstorm_jar=arguments.thunderstorm_jar, fiji=arguments.fiji)
+    lines = [str(check) for check in checks]
+    return "\n".join(lines), {"checks": [dataclasses.asdict(check) for check in checks]}
+
+
+def jsonable(value: Any) -> Any:
+    """Turn paths, NumPy numbers, NaN and infinity into what JSON has (NaN and infinity into null)."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def complaint(error: BaseException) -> str:
+    """Give the one sentence for an error."""
+    if isinstance(error, FijiBridgeError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f" {error.filename}" if error.filename else ""
+        if error.errno == errno.ENOSPC:
+            return f"The disk is full; free some room or choose another place for the output{where}."
+        return f"Cannot use{where or ' a file'}: {error.strerror or error}."
+    if isinstance(error, MemoryError):
+        return "There is not enough memory for this; close other programs or process a smaller stack."
+    return (
+        f"This is a fault of fiji-bridge, not yours ({type(error).__name__}: {error}); --debug shows where."
+    )
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Walk from an error to what it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns
+    -------
+    int
+        0 when all is well, 1 after a mistake that one sentence on standard error explains (also when a
+        stack of a batch failed), 130 after Ctrl-C. Wrong options exit with 2.
+    """
+    # A job started in the background by a script has SIGINT ignored; whoever then sends it means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    parsed = build_parser().parse_args(arguments)
+    bar = Bar()
+    started = time.monotonic()
+    try:
+        text, found = parsed.run(parsed, bar)
+        bar.close()
+    except BaseException as error:
+        bar.close()
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            print("fiji-bridge: stopped.", file=sys.stderr)
+            return INTERRUPTED
+        if isinstance(error, SystemExit) or parsed.debug:
+            raise
+        sentence = complaint(error)
+        print(f"fiji-bridge: {sentence}", file=sys.stderr)
+        if parsed.json:
+            print(json.dumps({"error": sentence}))
+        return 1
+    if parsed.json:
+        seconds = round(time.monotonic() - started, 3)
+        print(json.dumps(jsonable({**found, "seconds": seconds}), allow_nan=False))
+    else:
+        print(text)
+    return 1 if found.get("failed") else 0
+
+
+def entry() -> NoReturn:
+    """Be the console script: run and leave with the exit code, even if nobody reads our output any more."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    entry()

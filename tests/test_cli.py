@@ -1,0 +1,234 @@
+"""The command line: what scripts rely on, and what happens to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+CAMERA = "offset=100.0 photons2adu=1.0 isemgain=false pixelsize=100.0"
+
+
+def run(*arguments, timeout=240, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "fiji_bridge.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
+    )
+
+
+def last_json(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory):
+    """A short simulated movie, its truth and the camera it was made with."""
+    folder = tmp_path_factory.mktemp("movie")
+    stack, truth = folder / "stack.tif", folder / "truth.csv"
+    made = last_json(
+        run(
+            *("simulate", "--out", stack, "--ground-truth", truth, "--frames", 12, "--seed", 3, "--json"),
+            *("--options", "width=64 height=64 density=0.3", "--camera", CAMERA),
+        )
+    )
+    assert made["frames"] == 12
+    return folder, stack, truth
+
+
+def test_simulated_molecules_are_found_and_scored(movie):
+    folder, stack, truth = movie
+    table = folder / "found.csv"
+    found = last_json(
+        run("localize", stack, "--out", table, "--camera", CAMERA, "--engine", "torch", "--json")
+    )
+    assert found["localizations"] > 0
+    score = last_json(run("evaluate", table, "--ground-truth", truth, "--json"))
+    names = {"tp", "fp", "fn", "jaccard", "precision", "recall", "f1", "mean_distance_nm", "rmse_nm"}
+    assert names <= score.keys()
+    assert score["tp"] + score["fp"] == found["localizations"]
+    assert score["precision"] > 0.8
+
+
+def test_the_same_seed_makes_the_same_movie(movie, tmp_path):
+    _, stack, _ = movie
+    again = tmp_path / "again.tif"
+    last_json(
+        run(
+            *(
+                "simulate",
+                "--out",
+                again,
+                "--ground-truth",
+                tmp_path / "t.csv",
+                "--frames",
+                12,
+                "--seed",
+                3,
+                "--json",
+            ),
+            *("--options", "width=64 height=64 density=0.3", "--camera", CAMERA),
+        )
+    )
+    assert np.array_equal(tifffile.imread(stack), tifffile.imread(again))
+
+
+def test_train_then_denoise_keeps_shape_units_and_mean(movie):
+    folder, stack, _ = movie
+    model, out = folder / "model.safetensors", folder / "denoised.tif"
+    last_json(run("train", stack, "--out", model, "--camera", CAMERA, "--max-minutes", 0.2, "--json"))
+    last_json(run("denoise", stack, "--model", model, "--out", out, "--json"))
+    raw, denoised = tifffile.imread(stack), tifffile.imread(out)
+    assert denoised.shape == raw.shape
+    assert denoised.dtype == np.float32
+    assert denoised.mean() == pytest.approx(raw.mean(), rel=0.02)
+    assert denoised.std() < raw.std()
+
+
+def test_batch_goes_on_after_a_bad_stack(movie, tmp_path):
+    _, stack, _ = movie
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"not an image")
+    out = tmp_path / "tables"
+    done = run(
+        *("localize", bad, stack, "--batch", "--out", out, "--camera", CAMERA, "--engine", "torch", "--json")
+    )
+    assert done.returncode == 1
+    results = json.loads(done.stdout.strip().splitlines()[-1])["stacks"]
+    assert "bad.tif" in results[0]["error"]
+    assert results[1]["localizations"] > 0
+    assert [path.name for path in out.iterdir()] == ["stack.csv"]
+
+
+def write(path, array, **options):
+    tifffile.imwrite(path, array, **options)
+    return path
+
+
+def truncated(folder):
+    path = write(folder / "truncated.tif", np.full((4, 64, 64), 7, np.uint16))
+    path.write_bytes(path.read_bytes()[:-9000])
+    return path
+
+
+def emptied(path):
+    path.touch()
+    return path
+
+
+BAD_STACKS = {
+    "missing": lambda folder: folder / "missing.tif",
+    "truncated": truncated,
+    "empty file": lambda folder: emptied(folder / "empty.tif"),
+    "rgb": lambda folder: write(folder / "rgb.tif", np.zeros((32, 32, 3), np.uint8), photometric="rgb"),
+    "one pixel": lambda folder: write(folder / "one.tif", np.ones((1, 1), np.uint16)),
+    "not a number": lambda folder: write(folder / "nan.tif", np.full((3, 32, 32), np.nan, np.float32)),
+    "infinite": lambda folder: write(folder / "inf.tif", np.full((3, 32, 32), np.inf, np.float32)),
+    "empty folder": lambda folder: (folder / "empty").mkdir() or folder / "empty",
+}
+
+
+@pytest.mark.parametrize("command", ["calibrate", "train", "localize"])
+@pytest.mark.parametrize("kind", BAD_STACKS)
+def test_bad_stack_gets_one_sentence_that_names_the_file(command, kind, tmp_path):
+    stack = BAD_STACKS[kind](tmp_path)
+    out = tmp_path / "out.csv"
+    more = [] if command == "calibrate" else ["--out", out, "--camera", CAMERA]
+    assert_one_sentence(run(command, stack, *more), names=stack.name)
+    assert not out.exists()
+
+
+def assert_one_sentence(done, names, code=1):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert names in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("camera", "names"),
+    [
+        ("offset=100 photons2adu=-1 pixelsize=100", "photons2adu"),
+        ("offset=100 photons2adu=1 pixelsize=-5", "pixelsize"),
+        ("offset=60000 photons2adu=1 pixelsize=100", "offset"),
+        ("offset=100 photons2adu=1 pixelsize=100 ofset=3", "ofset"),
+        ("offset=100 photons2adu=1", "pixelsize="),
+    ],
+)
+def test_bad_camera_is_named(movie, tmp_path, camera, names):
+    _, stack, _ = movie
+    done = run("localize", stack, "--out", tmp_path / "t.csv", "--engine", "torch", "--camera", camera)
+    assert_one_sentence(done, names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_truth_without_its_columns_is_named(movie, tmp_path):
+    _, _, truth = movie
+    table = tmp_path / "columns.csv"
+    table.write_text('"id","frame","x [nm]"\n1,1,5\n')
+    assert_one_sentence(run("evaluate", truth, "--ground-truth", table), "y [nm]")
+
+
+def test_output_in_the_place_of_the_input_is_refused(movie):
+    _, stack, _ = movie
+    before = stack.read_bytes()
+    done = run("localize", stack, "--out", stack, "--camera", CAMERA)
+    assert_one_sentence(done, "is the input itself")
+    assert stack.read_bytes() == before
+
+
+def test_folder_as_output_is_refused(movie, tmp_path):
+    _, stack, _ = movie
+    assert_one_sentence(run("train", stack, "--out", tmp_path, "--camera", CAMERA), str(tmp_path))
+
+
+def test_a_file_that_is_no_model_is_named(movie, tmp_path):
+    _, stack, _ = movie
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"nothing of the kind")
+    done = run("denoise", stack, "--model", model, "--out", tmp_path / "d.tif")
+    assert_one_sentence(done, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrong", [("localize",), ("nonsense",), ("train", "x.tif", "--out", "m", "--max-minutes", "0")]
+)
+def test_wrong_options_exit_with_two(wrong):
+    assert_one_sentence(run(*wrong), "fiji-bridge", code=2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
+def test_ctrl_c_stops_cleanly(movie, tmp_path):
+    _, stack, _ = movie
+    command = ["train", stack, "--out", tmp_path / "m.safetensors", "--camera", CAMERA, "--max-minutes", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fiji_bridge.cli", *map(str, command)], stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert error.strip().splitlines()[-1] == "fiji-bridge: stopped."
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_doctor_says_a_line_each():
+    checks = last_json(run("doctor", "--json"))["checks"]
+    names = " ".join(check["name"] for check in checks)
+    for part in ("Java", "ThunderSTORM", "torch", "GPU", "Fiji"):
+        assert part in names
+
+
+def test_shipped_folders_are_in_the_checkout():
+    root = Path(__file__).resolve().parents[1]
+    assert any((root / "macros").iterdir())
+    assert any((root / "models").iterdir())
