@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import fiji_bridge
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.files import check_target
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
@@ -169,6 +170,7 @@ def build_parser() -> Parser:
     sub.add_argument(
         "--radius", type=positive, default=50.0, metavar="NM", help="matching radius in nm (default 50)"
     )
+    camera(sub)
 
     sub = command(
         "simulate", run_simulate, "Make a stack with known molecules, as the plugin's generator does."
@@ -231,19 +233,19 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
     return [arguments.out / f"{stem}{suffix}" for stem in stems]
 
 
-def refuse_overwriting(stack: Sequence[str], out: Path) -> None:
-    """Stop before an output would take the place of the recording that it is made from."""
+def check_output(stack: Sequence[str], out: Path, *, folder: bool = False) -> None:
+    """Stop before the work if its output could not be written or would replace the recording it is made from."""
     if any(out.resolve() == Path(path).resolve() for path in stack):
-        raise FijiBridgeError(
-            f"--out {out} is the input itself; name another file, so that the recording is kept."
-        )
+        raise FijiBridgeError(f"--out {out} is the input itself; name another file to keep the recording.")
+    if not folder:
+        check_target(out)
 
 
 def batch(arguments: argparse.Namespace, suffix: str, one: Callable[[Any, Path], Result]) -> Result:
     """Do `one` for each stack; with several, a stack that fails does not stop the rest."""
     jobs = list(zip(sources(arguments), outputs(arguments, suffix), strict=True))
     for _, out in jobs:
-        refuse_overwriting(arguments.stack, out)
+        check_output(arguments.stack, out, folder=not suffix)
     if len(jobs) == 1:
         return one(*jobs[0])
     results: list[dict[str, Any]] = []
@@ -277,7 +279,7 @@ def camera_of(arguments: argparse.Namespace) -> Any:
 
 def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Train a model and write it."""
-    refuse_overwriting(arguments.stack, arguments.out)
+    check_output(arguments.stack, arguments.out)
     camera = camera_of(arguments)
     stacks = [fiji_bridge.open_stack(source) for source in sources(arguments)]
     model = fiji_bridge.train(
@@ -356,6 +358,8 @@ def run_evaluate(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def run_simulate(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Make a stack with known molecules."""
+    for path in (arguments.out, arguments.ground_truth):
+        check_target(path)
     made = fiji_bridge.simulate(
         options=arguments.options,
         camera=camera_of(arguments),

@@ -32,26 +32,52 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     FijiBridgeError
         If the folder is missing and cannot be made, is not writable, or `path` is an ordinary folder.
     """
+    target = check_target(path)
+    partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
+    try:
+        yield partial
+        if partial.is_dir() and target.is_dir():
+            old = partial.with_name(f"{partial.name}.old")
+            target.replace(old)  # a folder cannot be renamed over another
+            partial.replace(target)
+            remove(old)
+        else:
+            partial.replace(target)
+    except OSError as error:
+        raise FijiBridgeError(f"Could not write {target}: {error.strerror or error}.") from error
+    finally:
+        remove(partial)
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Make sure that an output can stand at `path`, before the work whose result it shall hold.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the folder is missing and cannot be made, is not writable, or `path` is an ordinary folder.
+    """
     target = Path(path)
-    if target.is_dir() and target.suffix != ".zarr":
+    if target.is_dir() and not (target.suffix == ".zarr" and _replaceable(target)):
         raise FijiBridgeError(f"{target} is a folder; name a file to write.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = error.strerror
-        raise FijiBridgeError(f"Cannot make the folder {target.parent} for {target.name}: {reason}.") from error
+        raise FijiBridgeError(
+            f"Cannot make the folder {target.parent} for {target.name}: {reason}."
+        ) from error
     if not os.access(target.parent, os.W_OK):
-        raise FijiBridgeError(f"Cannot write {target}: the folder {target.parent} is not writable; choose another.")
-    partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
-    try:
-        yield partial
-        if partial.is_dir() and target.exists():
-            shutil.rmtree(target)
-        partial.replace(target)
-    except OSError as error:
-        raise FijiBridgeError(f"Could not write {target}: {error.strerror or error}.") from error
-    finally:
-        remove(partial)
+        raise FijiBridgeError(
+            f"Cannot write {target}: the folder {target.parent} is not writable; choose another."
+        )
+    return target
+
+
+def _replaceable(folder: Path) -> bool:
+    """Tell a Zarr store, or an empty folder, from one that only has the name of a store."""
+    metadata = ("zarr.json", ".zgroup", ".zarray")
+    return any((folder / name).is_file() for name in metadata) or not any(folder.iterdir())
 
 
 def remove(path: Path) -> None:

@@ -110,7 +110,7 @@ def test_batch_goes_on_after_a_bad_stack(movie, tmp_path):
 
 
 def write(path, array, **options):
-    tifffile.imwrite(path, array, **options)
+    tifffile.imwrite(path, array, **({"photometric": "minisblack"} | options))
     return path
 
 
@@ -161,7 +161,6 @@ def assert_one_sentence(done, names, code=1):
         ("offset=100 photons2adu=1 pixelsize=-5", "pixelsize"),
         ("offset=60000 photons2adu=1 pixelsize=100", "offset"),
         ("offset=100 photons2adu=1 pixelsize=100 ofset=3", "ofset"),
-        ("offset=100 photons2adu=1", "pixelsize="),
     ],
 )
 def test_bad_camera_is_named(movie, tmp_path, camera, names):
@@ -169,6 +168,15 @@ def test_bad_camera_is_named(movie, tmp_path, camera, names):
     done = run("localize", stack, "--out", tmp_path / "t.csv", "--engine", "torch", "--camera", camera)
     assert_one_sentence(done, names)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pixel_size_that_nobody_gave_is_asked_for(movie, tmp_path):
+    _, stack, _ = movie
+    plain = write(tmp_path / "plain.tif", tifffile.imread(stack))
+    out = tmp_path / "t.csv"
+    done = run("localize", plain, "--out", out, "--engine", "torch", "--camera", "offset=100 photons2adu=1")
+    assert_one_sentence(done, "pixelsize=")
+    assert not out.exists()
 
 
 def test_truth_without_its_columns_is_named(movie, tmp_path):
