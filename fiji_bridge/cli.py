@@ -234,7 +234,7 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
 
 
 def check_output(stack: Sequence[str], out: Path, *, folder: bool = False) -> None:
-    """Stop before the work if its output could not be written or would replace the recording it is made from."""
+    """Stop before the work if its output could not be written or would replace the recording."""
     if any(out.resolve() == Path(path).resolve() for path in stack):
         raise FijiBridgeError(f"--out {out} is the input itself; name another file to keep the recording.")
     if not folder:

@@ -1,0 +1,198 @@
+"""The table of molecules: ThunderSTORM's columns, read from and written to its CSV files.
+
+Every localizer returns this table and everything after reads it. Frames count from 1 and the centre of the
+first pixel lies at half a pixel, as in ThunderSTORM.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.files import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fiji_bridge.camera import Camera
+
+COLUMNS = (
+    "id",
+    "frame",
+    "x [nm]",
+    "y [nm]",
+    "sigma [nm]",
+    "intensity [photon]",
+    "offset [photon]",
+    "bkgstd [photon]",
+    "chi2",
+    "uncertainty [nm]",
+)
+"""The columns of the plugin's default analysis, in its order."""
+
+REQUIRED = ("frame", "x [nm]", "y [nm]")
+"""What a table needs to be a table of molecules."""
+
+_LABEL = re.compile(r"\s*(?P<name>.*?)\s*(?:\[(?P<unit>[^\]]*)\])?\s*")
+_COUNTS = ("id", "frame")
+
+
+def read_localizations(path: str | os.PathLike[str], *, camera: Camera | None = None) -> pd.DataFrame:
+    """Read a table that any version of ThunderSTORM wrote, or one laid out like it.
+
+    Parameters
+    ----------
+    path
+        A CSV file; tabs and semicolons do as separators, quotes in the header are optional.
+    camera
+        Converts positions in pixels and intensities in ADU; tables in nm and photons do not need it.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The file's columns in nm and photons; ``uncertainty_xy`` of later versions is named
+        ``uncertainty [nm]``. ``attrs["source"]`` is the path.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the file cannot be read, lacks ``frame``, ``x`` or ``y``, has a value that is not a number, counts
+        frames from 0, or needs a camera that was not given.
+    """
+    import pandas as pd
+
+    path = Path(path)
+    table = _read_text_table(path)
+    source = str(path)
+    table = _in_house_units(_known_names(table), camera, source)
+    require_columns(table, REQUIRED, source)
+    for column in table.columns:
+        table[column] = _numbers(table[column], source)
+    for column in table.columns.intersection(_COUNTS):
+        table[column] = _counts(table[column], source)
+    if (table["frame"] < 1).any():
+        raise FijiBridgeError(f"{source} has a frame {table['frame'].min()}; number the frames from 1.")
+    table.attrs["source"] = source
+    return pd.DataFrame(table)
+
+
+def write_localizations(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Write a table as ThunderSTORM does, so that it opens there.
+
+    Every value is a decimal number, the labels stand in quotes, and missing numbers are ``NaN``.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the table lacks ``frame``, ``x [nm]`` or ``y [nm]``, or the file cannot be written.
+    """
+    require_columns(table, REQUIRED, f"the table for {path}")
+    with replacing(path) as partial:
+        save_csv(table, partial)
+
+
+def save_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write as `write_localizations` does, to a path that the caller puts in place."""
+    import csv
+
+    if "id" not in table:
+        table = table.copy()
+        table.insert(0, "id", range(1, len(table) + 1))
+    # Java reads "Infinity", not "inf".
+    spelled = table.astype("float64").astype(object).replace({math.inf: "Infinity", -math.inf: "-Infinity"})
+    spelled.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC, na_rep="NaN", lineterminator="\n")
+
+
+def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:
+    """Refuse a table that lacks one of `columns`, naming it and `where` (a file or option)."""
+    missing = [column for column in columns if column not in table]
+    if missing:
+        have = ", ".join(map(str, table.columns)) or "none"
+        raise FijiBridgeError(f"{where} lacks the column {' and '.join(missing)}; it has {have}.")
+
+
+def _read_text_table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    if path.is_dir():
+        raise FijiBridgeError(f"{path} is a folder; name a CSV file of molecules.")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            header = file.readline()
+            if not header.strip():
+                raise FijiBridgeError(f"{path} is empty; expected a CSV file of molecules with a header.")
+            file.seek(0)
+            separator = max(",;\t", key=header.count)
+            return pd.read_csv(
+                file, sep=separator, skipinitialspace=True, index_col=False, skip_blank_lines=True
+            )
+    except OSError as error:
+        raise FijiBridgeError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        reason = str(error).splitlines()[0]
+        raise FijiBridgeError(f"{path} is not a CSV file of molecules: {reason}.") from error
+
+
+def _known_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Put labels in one spelling: ``name [unit]``, with the plugin's later names as its earlier ones."""
+    names: dict[str, str] = {}
+    for label in table.columns:
+        match = _LABEL.fullmatch(str(label).replace("\n", " "))
+        name, unit = (match["name"], match["unit"]) if match else (str(label), None)
+        name = "uncertainty" if name == "uncertainty_xy" else name
+        spelled = f"{name} [{unit.strip()}]" if unit else name
+        names[label] = str(label) if spelled in names.values() else spelled
+    return table.rename(columns=names)
+
+
+def _in_house_units(table: pd.DataFrame, camera: Camera | None, source: str) -> pd.DataFrame:
+    for label in list(table.columns):
+        match = _LABEL.fullmatch(label)
+        if not match or match["unit"] not in ("px", "um", "ADU"):
+            continue
+        factor, unit = _conversion(match["unit"], camera, f"{source} has {label}")
+        table[label] = _numbers(table[label], source) * factor
+        table = table.rename(columns={label: f"{match['name']} [{unit}]"})
+    return table
+
+
+def _conversion(unit: str, camera: Camera | None, what: str) -> tuple[float, str]:
+    if unit == "um":
+        return 1000.0, "nm"
+    if unit == "px":
+        if camera is None or camera.pixel_size_nm is None:
+            raise FijiBridgeError(f'{what}: give the pixel size with --camera "… pixelsize=…" (nm).')
+        return camera.pixel_size_nm, "nm"
+    if camera is None:
+        raise FijiBridgeError(f'{what}: give the camera with --camera "offset=… photons2adu=… pixelsize=…".')
+    return camera.photons_per_adu / (camera.em_gain or 1.0), "photon"
+
+
+def _numbers(column: pd.Series, source: str) -> pd.Series:
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(column):
+        return column
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = numbers.isna() & column.notna()
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        value = column.iloc[row]
+        raise FijiBridgeError(
+            f"{source}, row {row + 1}: {value!r} in the column {column.name} is not a number."
+        )
+    return numbers
+
+
+def _counts(column: pd.Series, source: str) -> pd.Series:
+    wrong = ~(column % 1 == 0)
+    if wrong.any():
+        row = int(wrong.to_numpy().argmax())
+        value = column.iloc[row]
+        raise FijiBridgeError(f"{source}, row {row + 1}: {column.name} {value} is not a whole number.")
+    return column.astype("int64")
