@@ -107,6 +107,9 @@ def build_parser() -> Parser:
             help="TIFF, OME-TIFF, Zarr, PNG, a folder; several files are one stack",
         )
         sub.add_argument("--batch", action="store_true", help="take each STACK as a stack of its own")
+        sub.add_argument(
+            "--pixel-size", type=positive, metavar="NM", help="size of a pixel in nm, in place of the file's"
+        )
 
     def camera(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
@@ -220,6 +223,11 @@ def sources(arguments: argparse.Namespace) -> list[Any]:
     return [paths[0] if len(paths) == 1 else paths]
 
 
+def opened(source: Any, arguments: argparse.Namespace) -> Any:
+    """Open a stack, with the pixel size of the command line if one is given."""
+    return fiji_bridge.open_stack(source, pixel_size_nm=arguments.pixel_size)
+
+
 def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
     """Give one output for each source: --out itself, or with --batch a file of the stack's name in it."""
     if not arguments.batch:
@@ -266,7 +274,7 @@ def run_calibrate(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Estimate the camera."""
     texts, found = [], []
     for source in sources(arguments):
-        estimate = fiji_bridge.estimate_camera(fiji_bridge.open_stack(source), progress=bar)
+        estimate = fiji_bridge.estimate_camera(opened(source, arguments), progress=bar)
         texts.append(estimate.describe())
         found.append({"stack": str(source), **estimate.as_dict()})
     return "\n\n".join(texts), found[0] if len(found) == 1 else {"stacks": found}
@@ -281,7 +289,7 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Train a model and write it."""
     check_output(arguments.stack, arguments.out)
     camera = camera_of(arguments)
-    stacks = [fiji_bridge.open_stack(source) for source in sources(arguments)]
+    stacks = [opened(source, arguments) for source in sources(arguments)]
     model = fiji_bridge.train(
         stacks if len(stacks) > 1 else stacks[0],
         camera=camera,
@@ -304,7 +312,7 @@ def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
     model = fiji_bridge.load_model(arguments.model)
 
     def one(source: Any, out: Path) -> Result:
-        stack = fiji_bridge.open_stack(source)
+        stack = opened(source, arguments)
         denoised = fiji_bridge.denoise(
             stack,
             model,
@@ -330,7 +338,7 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
 
     def one(source: Any, out: Path) -> Result:
         table = fiji_bridge.localize(
-            source,
+            opened(source, arguments),
             camera=camera,
             options=arguments.options,
             engine=arguments.engine,
@@ -389,7 +397,7 @@ def run_compare(arguments: argparse.Namespace, bar: Bar) -> Result:
     def one(source: Any, out: Path) -> Result:
         return told(
             fiji_bridge.compare(
-                source,
+                opened(source, arguments),
                 out=out,
                 ground_truth=arguments.ground_truth,
                 model=arguments.model,

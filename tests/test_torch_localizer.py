@@ -1,0 +1,549 @@
+"""The localizer on torch finds what ThunderSTORM's plugin finds, with its conventions and numbers."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.interpolate import BSpline
+from scipy.optimize import least_squares
+from scipy.spatial import cKDTree
+
+from fiji_bridge import torch_localizer
+from fiji_bridge.camera import Camera
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.localizations import COLUMNS, read_localizations
+from fiji_bridge.localizers import localize as localize_by
+from fiji_bridge.stack import open_stack
+from fiji_bridge.torch_localizer import localize
+from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
+from fiji_bridge.torch_localizer.filters import WaveletFilter, bspline
+from fiji_bridge.torch_localizer.fitting import (
+    Fitter,
+    Gaussian,
+    IntegratedGaussian,
+    LeastSquares,
+    MaximumLikelihood,
+    Method,
+    Psf,
+    WeightedLeastSquares,
+)
+from fiji_bridge.torch_localizer.thresholds import Threshold
+
+CAMERA = Camera(offset=100.0, photons_per_adu=2.0, pixel_size_nm=100.0)
+PSFS = [IntegratedGaussian(), Gaussian()]
+METHODS = [WeightedLeastSquares(), LeastSquares(), MaximumLikelihood()]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def render(psf: Psf, molecules: list[list[float]], radius: int = 3) -> torch.Tensor:
+    grid = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    return psf(psf.free(torch.tensor(molecules, dtype=torch.float64)), grid)[0]
+
+
+def movie(frames: int = 6, size: int = 48, seed: int = 0) -> np.ndarray:
+    """A few bright molecules on a noisy background, in ADU of `CAMERA`, 16 bit."""
+    rng = np.random.default_rng(seed)
+    photons = np.full((frames, size, size), 20.0)
+    for frame in photons:
+        for x, y in rng.uniform(6, size - 7, (5, 2)):
+            i, j = round(y), round(x)
+            spot = render(IntegratedGaussian(), [[x - j, y - i, 1.3, rng.uniform(800, 1500), 0.0]])
+            frame[i - 3 : i + 4, j - 3 : j + 4] += spot.numpy().reshape(7, 7)
+    return np.round(rng.poisson(photons) / 2 + 100).astype(np.uint16)
+
+
+# The plugin's own results
+
+
+def pairs(ours: pd.DataFrame, theirs: pd.DataFrame, radius_nm: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    space = [t[["x [nm]", "y [nm]"]].assign(f=t["frame"] * 1e6).to_numpy() for t in (ours, theirs)]
+    distance, nearest = cKDTree(space[1]).query(space[0], distance_upper_bound=radius_nm)
+    here = np.flatnonzero(np.isfinite(distance))
+    _, first = np.unique(nearest[here], return_index=True)
+    return here[first], nearest[here][first]
+
+
+def reference(folder: Path, run: str) -> tuple[Any, Camera, str, pd.DataFrame]:
+    settings = json.loads((folder / "reference.json").read_text())
+    return (
+        open_stack(folder / "stack.tif"),
+        Camera.parse(settings["camera"]),
+        settings["runs"][run]["options"],
+        read_localizations(folder / f"{run}.csv"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("stack", "run", "tolerance"),
+    [
+        ("default", "default", 1e-5),
+        ("default", "threshold_2std", 1e-5),
+        ("default", "threshold_residual", 1e-5),
+        ("default", "connectivity4", 1e-5),
+        ("default", "nms", 1e-5),
+        ("default", "wavelet_s4o2", 2e-2),
+        ("default", "fitradius5", 1e-5),
+        ("default", "lsq", 1e-5),
+        ("default", "gaussian_wlsq", 1e-9),
+        ("default", "mle", 2e-3),
+        ("default", "gaussian_mle", 2e-3),
+        ("em_gain", "default", 1e-5),
+        ("em_gain", "lsq", 1e-5),
+        ("em_gain", "nms", 1e-5),
+        ("em_gain", "mle", 2e-2),
+    ],
+)
+def test_the_plugins_molecules_are_found(shared_data: Path, stack: str, run: str, tolerance: float) -> None:
+    frames, camera, options, theirs = reference(shared_data / "thunderstorm_reference" / stack, run)
+    ours = localize(frames, camera=camera, options=options)
+    assert list(ours.columns) == list(theirs.columns)
+    i, j = pairs(ours, theirs)
+    assert len(i) >= 0.99 * len(theirs)
+    assert len(ours) - len(i) <= 0.01 * len(theirs)
+    for column in COLUMNS[4:]:
+        if column in theirs:
+            difference = np.abs(ours.loc[i, column].to_numpy() / theirs.loc[j, column].to_numpy() - 1)
+            assert np.percentile(difference, 99) < tolerance, column
+
+
+def test_molecules_come_in_the_plugins_order(shared_data: Path) -> None:
+    folder = shared_data / "thunderstorm_reference" / "em_gain"
+    frames, camera, options, theirs = reference(folder, "default")
+    ours = localize(frames, camera=camera, options=options)
+    i, j = pairs(ours, theirs)
+    assert (np.diff(j[np.argsort(i)]) > 0).all()
+    assert list(ours["id"]) == list(range(1, len(ours) + 1))
+
+
+# Filter
+
+
+def test_default_kernel_is_that_of_izeddin_et_al() -> None:
+    assert WaveletFilter().kernel == pytest.approx(np.array([1, 4, 6, 4, 1]) / 16)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3, 4, 5])
+def test_bsplines_are_the_cardinal_ones(order: int) -> None:
+    theirs = BSpline.basis_element(np.arange(order + 1), extrapolate=False)
+    points = np.linspace(0.01, order - 0.01, 17)
+    assert [bspline(order, t) for t in points] == pytest.approx(theirs(points))
+
+
+@pytest.mark.parametrize("wavelet", [WaveletFilter(), WaveletFilter(4, 4.0), WaveletFilter(1, 1.0)])
+def test_wavelet_planes_add_up_and_pass_no_constant(wavelet: WaveletFilter) -> None:
+    frames = torch.rand(2, 40, 44, generator=torch.manual_seed(1)) * 100
+    planes = wavelet(frames)
+    assert set(planes) == set(wavelet.variables)
+    torch.testing.assert_close(planes["F1"] + planes["F"], planes["F2"], rtol=0, atol=1e-4)
+    flat = wavelet(torch.full((1, 80, 80), 7.0))
+    assert flat["F"][0, 20:-20, 20:-20].abs().max() < 1e-5
+
+
+def test_each_frame_is_filtered_apart() -> None:
+    frames = torch.rand(3, 20, 20, generator=torch.manual_seed(1))
+    assert torch.equal(WaveletFilter()(frames)["F"][1:2], WaveletFilter()(frames[1:2])["F"])
+
+
+# Thresholds
+
+
+def variables() -> dict[str, torch.Tensor]:
+    frames = torch.rand(3, 9, 11, generator=torch.manual_seed(3)) * 50
+    return WaveletFilter()(frames)
+
+
+def threshold(formula: str) -> Threshold:
+    return Threshold(formula, "Wave", WaveletFilter.variables)
+
+
+@pytest.mark.parametrize(
+    ("formula", "expected"),
+    [
+        ("std(Wave.F1)", lambda v: v["F1"].std(ddof=1)),
+        ("2*std(Wave.F1)", lambda v: 2 * v["F1"].std(ddof=1)),
+        ("1.5*std(I-Wave.F1)", lambda v: 1.5 * (v["I"] - v["F1"]).std(ddof=1)),
+        ("std(F)", lambda v: v["F"].std(ddof=1)),
+        ("var(I) / mean( I )", lambda v: v["I"].var(ddof=1) / v["I"].mean()),
+        ("median(I)+max(F)-min(F)", lambda v: np.median(v["I"]) + v["F"].max() - v["F"].min()),
+        ("mean(abs(F))", lambda v: np.abs(v["F"]).mean()),
+        ("sum(I)/99", lambda v: v["I"].sum() / 99),
+        ("mean(I^2)", lambda v: (v["I"] ** 2).mean()),
+        ("mean(2*I+1)", lambda v: 2 * v["I"].mean() + 1),
+        ("10 - 2 - 3*2^2/4 % 2", lambda v: 7.0),
+        ("2^3^2", lambda v: 64.0),
+        ("-2^2", lambda v: 4.0),
+        ("(1+2)*(3-.5e1)", lambda v: -6.0),
+        ("abs(-3)+std(5)", lambda v: 8.0),
+        ("12", lambda v: 12.0),
+    ],
+)
+def test_formulas_mean_what_they_do_in_the_plugin(formula: str, expected: Any) -> None:
+    planes = variables()
+    values = threshold(formula)(planes)
+    assert values.shape == (3,)
+    for n, value in enumerate(values):
+        one = {name: plane[n].double().numpy() for name, plane in planes.items()}
+        assert value.item() == pytest.approx(expected(one), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("formula", "named"),
+    [
+        ("", "at its end"),
+        ("2*", "at its end"),
+        ("std(Wave.F1", "')'"),
+        ("std(Wave.F1))", "')'"),
+        ("std()", "')'"),
+        ("2 3", "'3'"),
+        ("Wave.F1", "image"),
+        ("2*I", "image"),
+        ("std(Wave.F9)", "F9"),
+        ("std(Gauss.F)", "Gauss"),
+        ("sqrt(I)", "sqrt"),
+        ("__import__('os')", "__import__"),
+        ("std(I) > 2", "'>'"),
+        ("std(I.__class__)", "__class__"),
+    ],
+)
+def test_a_wrong_formula_is_refused_in_one_sentence(formula: str, named: str) -> None:
+    with pytest.raises(FijiBridgeError) as error:
+        threshold(formula)
+    assert named in str(error.value)
+
+
+def test_a_threshold_that_is_no_number_is_refused() -> None:
+    with pytest.raises(FijiBridgeError, match="division by 0"):
+        threshold("1/(std(I)-std(I))")(variables())
+
+
+# Detectors
+
+
+def brute_force(image: np.ndarray, limit: float, diagonal: bool) -> set[tuple[int, int]]:
+    found = set()
+    height, width = image.shape
+    for y in range(height):
+        for x in range(width):
+            around = [
+                image[y + dy, x + dx]
+                for dy in (-1, 0, 1)
+                for dx in (-1, 0, 1)
+                if (diagonal or dx * dy == 0) and 0 <= y + dy < height and 0 <= x + dx < width
+            ]
+            if image[y, x] >= max(around) and image[y, x] >= limit:
+                found.add((x, y))
+    return found
+
+
+@pytest.mark.parametrize("diagonal", [True, False])
+def test_local_maxima_are_those_of_a_plain_search(diagonal: bool) -> None:
+    images = torch.randint(0, 5, (4, 12, 9), generator=torch.manual_seed(0)).float()
+    found = LocalMaxima(diagonal)(images, torch.tensor([0.0, 2.0, 4.0, 9.0]))
+    for n, limit in enumerate([0, 2, 4, 9]):
+        ours = [(x, y) for frame, x, y in found.tolist() if frame == n]
+        assert set(ours) == brute_force(images[n].numpy(), limit, diagonal)
+        assert ours == sorted(ours)
+
+
+def test_a_plateau_gives_a_candidate_at_each_of_its_pixels() -> None:
+    image = torch.zeros(1, 7, 7)
+    image[0, 3, 3:5] = 1
+    assert LocalMaxima()(image, torch.tensor([0.5])).tolist() == [[0, 3, 3], [0, 4, 3]]
+
+
+def test_non_maximum_suppression_keeps_one_in_its_square_and_leaves_the_border() -> None:
+    image = torch.zeros(1, 12, 12)
+    image[0, 5, 5], image[0, 6, 7], image[0, 1, 9], image[0, 9, 9] = 3, 2, 5, -1
+    assert NonMaximumSuppression(2)(image, torch.tensor([0.5])).tolist() == [[0, 5, 5]]
+    assert len(NonMaximumSuppression(1)(image, torch.tensor([0.5]))) == 3
+    assert NonMaximumSuppression(2)(image - 9, torch.tensor([-20.0])).tolist() == []
+
+
+# Fits
+
+
+@pytest.mark.parametrize("psf", PSFS, ids=lambda psf: type(psf).__name__)
+def test_derivatives_are_those_of_the_model(psf: Psf) -> None:
+    grid = torch.arange(-3, 4, dtype=torch.float64)
+    free = torch.tensor([[0.3, -0.7, 1.4, 20.0, 3.0]], dtype=torch.float64)
+    numeric = torch.autograd.functional.jacobian(lambda p: psf(p, grid)[0], free)
+    torch.testing.assert_close(psf(free, grid)[1][0], torch.as_tensor(numeric)[0, :, 0].T)
+
+
+def test_integrated_gaussian_conserves_photons() -> None:
+    total = render(IntegratedGaussian(), [[0.2, -0.4, 1.1, 900.0, 0.0]], radius=12).sum()
+    assert total.item() == pytest.approx(900)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("psf", PSFS, ids=lambda psf: type(psf).__name__)
+def test_a_molecule_without_noise_is_recovered_exactly(psf: Psf, method: Method) -> None:
+    true = [[0.3, -0.2, 1.1, 800.0, 15.0], [-0.5, 0.5, 1.7, 3000.0, 40.0], [0.0, 0.1, 0.8, 300.0, 5.0]]
+    fits = Fitter(psf, method, 1.6, 3)(render(psf, true))
+    torch.testing.assert_close(fits.parameters, torch.tensor(true).double(), rtol=1e-4, atol=1e-4)
+    assert fits.residual_spread.max() < 0.01
+
+
+def noisy_spots(count: int, photons: float = 900.0, seed: int = 0) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    places = rng.uniform(-0.5, 0.5, (count, 2))
+    model = render(IntegratedGaussian(), [[x, y, 1.3, photons, 20.0] for x, y in places])
+    return torch.from_numpy(rng.poisson(model).astype(float))
+
+
+def test_the_minimum_is_that_of_scipy() -> None:
+    spots, psf = noisy_spots(20), IntegratedGaussian()
+    grid = torch.arange(-3, 4, dtype=torch.float64)
+    ours = Fitter(psf, LeastSquares(), 1.3, 3)(spots)
+    for spot, parameters, chi2 in zip(spots, ours.parameters, ours.chi2, strict=True):
+        result = least_squares(
+            lambda p, spot=spot: (psf(torch.tensor(p)[None], grid)[0][0] - spot).numpy(),
+            psf.free(parameters[None])[0].numpy() * 1.05 + 0.02,
+            xtol=1e-12,
+        )
+        assert chi2.item() == pytest.approx(2 * result.cost, rel=1e-9)
+        theirs = psf.physical(torch.tensor(result.x)[None])[0]
+        torch.testing.assert_close(parameters, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_likelihood_reaches_the_cramer_rao_bound_and_squares_do_not() -> None:
+    count, photons, background, sigma = 3000, 600.0, 20.0, 1.3
+    psf, grid = IntegratedGaussian(), torch.arange(-4, 5, dtype=torch.float64)
+    model, derivatives = psf(psf.free(torch.tensor([[0.0, 0.0, sigma, photons, background]]).double()), grid)
+    information = torch.einsum("ip,jp,p->ij", derivatives[0], derivatives[0], 1 / model[0])
+    bound = torch.linalg.inv(information)[0, 0].sqrt().item()
+    rng = np.random.default_rng(5)
+    spots = torch.from_numpy(rng.poisson(model.expand(count, -1)).astype(float))
+    errors = {
+        type(method): Fitter(psf, method, 1.3, 4)(spots).parameters[:, 0].std().item()
+        for method in (MaximumLikelihood(), LeastSquares())
+    }
+    assert errors[MaximumLikelihood] == pytest.approx(bound, rel=0.05)
+    assert errors[LeastSquares] > 1.05 * bound
+
+
+def test_no_spot_depends_on_the_others_fitted_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    spots, fitter = (
+        noisy_spots(300, photons=150.0),
+        Fitter(IntegratedGaussian(), WeightedLeastSquares(), 1.6, 3),
+    )
+    together = fitter(spots).parameters
+    assert torch.equal(together, fitter(spots).parameters)
+    monkeypatch.setitem(torch_localizer.fitting.SPOTS_AT_ONCE, "cpu", 37)
+    torch.testing.assert_close(together, fitter(spots).parameters, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_fits_of_nothing_but_zeros_are_no_numbers() -> None:
+    fits = Fitter(IntegratedGaussian(), WeightedLeastSquares(), 1.6, 3)(torch.zeros(2, 49).double())
+    assert fits.parameters.isnan().all()
+
+
+# The whole analysis
+
+
+def test_positions_are_those_of_the_molecules_with_pixel_centres_at_a_half() -> None:
+    frames = np.full((2, 30, 40), 110.0, np.float32)
+    spot = render(IntegratedGaussian(), [[0.25, -0.35, 1.3, 500.0, 0.0]])
+    frames[1, 10:17, 20:27] += spot.numpy().reshape(7, 7)
+    table = localize(frames, camera=CAMERA, options="threshold=10")
+    assert list(table.columns) == list(COLUMNS)
+    row = table[table["intensity [photon]"] > 100].iloc[0]
+    assert row["frame"] == 2
+    assert row["x [nm]"] == pytest.approx((23 + 0.25 + 0.5) * 100, abs=0.1)
+    assert row["y [nm]"] == pytest.approx((13 - 0.35 + 0.5) * 100, abs=0.1)
+    assert row["sigma [nm]"] == pytest.approx(130, rel=1e-3)
+    assert row["intensity [photon]"] == pytest.approx(1000, rel=1e-3)
+    assert row["offset [photon]"] == pytest.approx(20, rel=1e-3)
+
+
+def test_uncertainty_is_thompsons_with_excess_noise_on_the_photon_term() -> None:
+    for camera in (CAMERA, CAMERA.replace(em_gain=100.0, photons_per_adu=200.0)):
+        t = localize(movie(), camera=camera)
+        s2, n, b = t["sigma [nm]"] ** 2, t["intensity [photon]"], t["bkgstd [photon]"]
+        excess = 2 if camera.em_gain else 1
+        variance = (excess * s2 + 100**2 / 12) / n + 8 * np.pi * s2**2 * b**2 / (100 * n) ** 2
+        np.testing.assert_allclose(t["uncertainty [nm]"], np.sqrt(variance))
+
+
+@pytest.mark.parametrize("detector", ["[Local maximum]", "[Non-maximum suppression] radius=2"])
+def test_strength_sweeps_thresholds_from_one_run(detector: str) -> None:
+    def run(factor: float, **more: Any) -> pd.DataFrame:
+        options = f"detector={detector} threshold={factor}*(std(Wave.F1))"
+        return localize(movie(), camera=CAMERA, options=options, **more)
+
+    swept = run(0.5, strength=True)
+    assert swept["strength"].min() >= 1
+    for k in (1.0, 2.0, 3.7, 8.0):
+        kept = swept[swept["strength"] >= k].drop(columns=["strength", "id"]).reset_index(drop=True)
+        pd.testing.assert_frame_equal(kept, run(0.5 * k).drop(columns="id"))
+    assert len(run(0.5)) > len(run(4.0)) > 0
+
+
+def test_molecules_are_detected_in_one_version_and_fitted_in_the_other() -> None:
+    raw = movie()
+    smooth = raw.astype(np.float32)
+    smooth[3:] = 100
+    table = localize(smooth, camera=CAMERA, fit_stack=raw, options="threshold=8")
+    own = localize(raw, camera=CAMERA, options="threshold=8")
+    assert table["frame"].max() == 3
+    pd.testing.assert_frame_equal(table, own[own["frame"] <= 3])
+
+
+def test_blocks_and_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = movie(frames=7)
+    whole = localize(frames, camera=CAMERA, fit_stack=frames.astype(np.float32))
+    monkeypatch.setattr(torch_localizer, "PIXELS_AT_ONCE", 3 * 48 * 48)
+    monkeypatch.setattr(torch_localizer, "SPOTS_AT_ONCE", 5)
+    calls: list[tuple[str, int, int]] = []
+    pieces = localize(frames, camera=CAMERA, progress=lambda *call: calls.append(call))
+    pd.testing.assert_frame_equal(whole, pieces, rtol=1e-9)
+    assert [done for _, done, _ in calls] == [0, 3, 6, 7]
+    assert {total for _, _, total in calls} == {7}
+
+
+def test_progress_may_cancel() -> None:
+    def cancel(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        localize(movie(), camera=CAMERA, progress=cancel)
+
+
+def test_frames_below_the_offset_are_lifted_to_zero() -> None:
+    frames = movie()
+    low = localize(frames, camera=CAMERA.replace(offset=200.0))
+    lifted = localize(frames - frames.min((1, 2), keepdims=True), camera=CAMERA.replace(offset=0.0))
+    pd.testing.assert_frame_equal(low, lifted)
+
+
+def test_empty_frames_give_an_empty_table_with_all_columns() -> None:
+    for value in (100, 130):
+        table = localize(np.full((2, 16, 16), value, np.uint16), camera=CAMERA, strength=True)
+        assert len(table) == 0
+        assert list(table.columns) == [*COLUMNS, "strength"]
+
+
+def test_maps_of_equal_values_are_the_scalar_camera() -> None:
+    maps = CAMERA.replace(offset_map=np.full((48, 48), 100.0), gain_map=np.full((48, 48), 0.5))
+    scalar, mapped = (localize(movie(), camera=camera) for camera in (CAMERA, maps))
+    pd.testing.assert_frame_equal(scalar, mapped, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("filter=[Gaussian filter]", "--engine thunderstorm"),
+        ("detector=[Centroid of connected components]", "--engine thunderstorm"),
+        ("estimator=[Radial symmetry]", "--engine thunderstorm"),
+        ("method=[Nelder-Mead]", "Least squares"),
+        ("mfaenabled=true", "mfaenabled"),
+        ("full_image_fitting=true", "full_image_fitting"),
+        ("connectivity=6-neighbourhood", "connectivity"),
+        ("treshold=2", "threshold"),
+        ("threshold=std(Gauss.F)", "Gauss"),
+        ("scale=-2", "scale"),
+        ("order=2.5", "order"),
+        ("order=zero", "order"),
+        ("fitradius=0", "fitradius"),
+        ("sigma=nan", "sigma"),
+        ("fitradius=40", "fitradius"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_naming_the_option(options: str, named: str) -> None:
+    with pytest.raises(FijiBridgeError) as error:
+        localize(movie(1), camera=CAMERA, options=options)
+    assert named in str(error.value)
+
+
+def test_recorded_renderer_options_do_no_harm() -> None:
+    recorded = (
+        "renderer=[Averaged shifted histograms] magnification=5.0 colorizez=false threed=false shifts=2"
+    )
+    assert len(localize(movie(1), camera=CAMERA, options=recorded)) > 0
+
+
+def test_stacks_that_do_not_fit_together_are_refused() -> None:
+    with pytest.raises(FijiBridgeError, match="shape"):
+        localize(movie(2), camera=CAMERA, fit_stack=movie(3))
+    with pytest.raises(FijiBridgeError, match="pixelsize"):
+        localize(movie(2), camera=CAMERA.replace(pixel_size_nm=None))
+    with pytest.raises(FijiBridgeError, match="NaN"):
+        localize(np.full((2, 16, 16), np.nan, np.float32), camera=CAMERA)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_what_the_cpu_gives() -> None:
+    tables = [localize(movie(), camera=CAMERA, device=device) for device in ("cpu", "cuda")]
+    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
+
+
+# Choosing an engine
+
+
+def test_localize_takes_strings_and_writes_what_it_returns(tmp_path: Path) -> None:
+    out = tmp_path / "table.csv"
+    setup = "offset=100 photons2adu=2.0 isemgain=false pixelsize=100"
+    table = localize_by(movie(), camera=setup, engine="torch", out=out, device="cpu")
+    pd.testing.assert_frame_equal(table, localize(movie(), camera=CAMERA))
+    pd.testing.assert_frame_equal(read_localizations(out), table)
+    assert table.attrs["engine"] == "torch"
+    assert table.attrs["camera"] == "given by the user"
+
+
+def test_the_camera_is_estimated_when_none_is_given() -> None:
+    table = localize_by(movie(frames=12), engine="torch", pixel_size_nm=100.0)
+    given = localize_by(movie(frames=12), camera=CAMERA, engine="torch")
+    assert "estimated" in table.attrs["camera"]
+    i, _ = pairs(table, given, radius_nm=5.0)
+    assert len(i) > 0.9 * len(given)
+
+
+def test_an_unknown_pixel_size_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(FijiBridgeError, match=r"--camera .*pixelsize="):
+        localize_by(movie(), engine="torch", out=tmp_path / "table.csv")
+    with pytest.raises(FijiBridgeError, match=r"--camera .*pixelsize="):
+        localize_by(movie(), camera="offset=100 photons2adu=2", engine="torch", out=tmp_path / "table.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_engine_offset_or_stack_leaves_no_file(tmp_path: Path) -> None:
+    out = tmp_path / "table.csv"
+    with pytest.raises(FijiBridgeError, match="thunderstorm or torch"):
+        localize_by(movie(), camera=CAMERA, engine="deep", out=out)
+    with pytest.raises(FijiBridgeError, match="offset"):
+        localize_by(movie(), camera=CAMERA.replace(offset=60000.0), engine="torch", out=out)
+    with pytest.raises(FijiBridgeError, match="same frames"):
+        localize_by(movie(3), camera=CAMERA, engine="torch", fit_stack=movie(2), out=out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_channels_are_localized_apart() -> None:
+    import xarray as xr
+
+    both = np.stack([movie(seed=0), movie(seed=1)], axis=1)
+    table = localize_by(xr.DataArray(both, dims=("t", "c", "y", "x")), camera=CAMERA, engine="torch")
+    for channel in (1, 2):
+        one = table[table["channel"] == channel].drop(columns=["channel", "id"]).reset_index(drop=True)
+        alone = localize(movie(seed=channel - 1), camera=CAMERA).drop(columns="id")
+        pd.testing.assert_frame_equal(one, alone)
+    assert list(table["id"]) == list(range(1, len(table) + 1))
+
+
+def test_choosing_an_engine_loads_neither_torch_nor_a_jvm() -> None:
+    code = "import sys, fiji_bridge.localizers; print({'torch', 'jpype', 'scyjava'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
