@@ -1,0 +1,183 @@
+"""Noise models: what a network's output says about a pixel, and what a pixel's value then says about its light.
+
+A noise model is one class behind the protocol `NoiseModel` and one line in `ENGINES`.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the camera adds: a pixel of mean λ photons has variance ``excess · λ + read_variance``.
+
+    `read_variance`, in photons², is a number or a tensor that broadcasts against the images (…, y, x).
+    """
+
+    excess: float = 1.0
+    read_variance: float | Tensor = 0.0
+
+
+class NoiseModel(Protocol):
+    """What training and prediction ask of a noise model. Images are (n, 1, y, x), in photons."""
+
+    engine: ClassVar[str]
+    outputs: ClassVar[int]
+    estimators: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> Self:
+        """Choose the constants of a new model from a sample of the data."""
+        ...
+
+    def constants(self) -> dict[str, Any]:
+        """Keyword arguments that make this model again."""
+        ...
+
+    def normalize(self, photons: Tensor) -> Tensor:
+        """Give what the network sees: order 1, and 0 outside the image."""
+        ...
+
+    def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
+        """Negative log likelihood of each observed pixel [nats]."""
+        ...
+
+    def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str) -> Tensor:
+        """Denoised images [photons]."""
+        ...
+
+    def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
+        """How much of a pixel's own value goes into its estimate, 0 to 1."""
+        ...
+
+    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """The model whose estimates keep the mean of these images."""
+        ...
+
+
+@dataclass(frozen=True)
+class GammaPoisson:
+    r"""Poisson light under a Gamma prior: equations 3 to 5 of the Gamma-Poisson paper.
+
+    With read variance σ² and excess noise F², the value z of a pixel of mean λ photons has variance F²λ + σ². The
+    model works on :math:`y = (z + σ²/F²)/F²`, whose mean and variance are equal, as a Poisson variable's are. The
+    change is linear, so nothing is clipped. The network gives, for each pixel, the mean m and the shape α of a
+    Gamma prior of rate β = α/m:
+
+    * for α fixed the gradient of the likelihood over m is α(y − m)/(m(α + m)), linear in y. So the best m
+      is the mean of y given its surroundings, whatever the distribution of y: no bias from read noise;
+    * y is not bounded below by 0, where log Γ(α + y) has its poles. Only the choice of α depends on it, and
+      it is continued there by its expansion for large α, which depends on the mean and the variance of y alone.
+
+    Attributes
+    ----------
+    center, spread
+        Mean and standard deviation of the data's square roots, which normalize the network's input.
+    floor
+        Smallest read variance over excess noise [photons]: what is added before the square root.
+    excess
+        Excess noise of the camera trained with.
+    scale
+        Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
+    """
+
+    engine: ClassVar[str] = "gamma-poisson"
+    outputs: ClassVar[int] = 2
+    estimators: ClassVar[tuple[str, ...]] = ("mean", "map", "prior")
+
+    center: float
+    spread: float
+    floor: float = 0.0
+    excess: float = 1.0
+    scale: float = 1.0
+
+    @classmethod
+    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "GammaPoisson":
+        """Normalize by the mean and the spread of the square roots of the data."""
+        floor = read_variance / excess
+        root = _root(torch.as_tensor((photons + floor) / excess))
+        return cls(float(root.mean()), max(float(root.std()), 0.5), floor, excess)
+
+    def constants(self) -> dict[str, Any]:
+        """Keyword arguments of this class."""
+        return asdict(self)
+
+    def normalize(self, photons: Tensor) -> Tensor:
+        """Square roots, whose noise is the same in the dark and in the light, made order 1."""
+        return (_root((photons + self.floor) / self.excess) - self.center) / self.spread
+
+    def prior(self, outputs: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
+        """Mean of the Gamma prior of y and its shape α, as float64."""
+        root, shape = outputs.double().split(1, dim=1)
+        # The square of a positive root: the noise of a root is the same everywhere, and so is its gradient's size.
+        mean = self.scale * (F.softplus(root * self.spread + self.center, beta=4) / 2).square() + 1e-6
+        middle, half = 0.5 * (LOG_SHAPE[1] + LOG_SHAPE[0]), 0.5 * (LOG_SHAPE[1] - LOG_SHAPE[0])
+        start = 2 * np.log(max(self.center / 2, 0.5))  # a prior as wide as the noise
+        shape = (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
+        # How much noisier a pixel is than the quietest is known, not learnt, and does not change the width expected.
+        noisier = ((mean + (readout.read_variance / readout.excess - self.floor) / readout.excess) / mean).clamp(min=1e-3)
+        return mean * noisier, shape * noisier.square()
+
+    def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
+        """Equation 4, for any real value of a pixel."""
+        mean, shape = self.prior(outputs, readout)
+        return negative_binomial_nll(_poisson_like(photons, readout), mean, shape)
+
+    def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
+        """Posterior mean (equation 5), maximum of the posterior (``map``) or mean of the prior (``prior``)."""
+        mean, shape = self.prior(outputs, readout)
+        y, rate = _poisson_like(photons, readout), shape / mean
+        if estimator == "mean":
+            result = (shape + y) / (rate + 1)
+        elif estimator == "map":
+            result = (shape + y - 1).clamp(min=0) / (rate + 1)
+        else:
+            result = mean.expand_as(y)
+        return (result * readout.excess - readout.read_variance / readout.excess).float()
+
+    def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
+        """1/(β + 1) of equation 5."""
+        mean, shape = self.prior(outputs, readout)
+        return mean / (shape + mean)
+
+    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "GammaPoisson":
+        """Scale the mean of the prior until the posterior means sum to the data."""
+        model = self
+        for _ in range(20):
+            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / self.excess
+            mean, _ = model.prior(outputs, readout)
+            slope = (mean * (1 - model.weight(outputs, readout))).sum()  # of that sum over the log of the scale
+            model = replace(model, scale=model.scale * float(torch.exp((missing / slope).clamp(-0.1, 0.1))))
+        return model
+
+
+def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
+    """Equation 4 with β = α/mean, for real y: the Gamma prior integrated over gives a negative binomial.
+
+    Below 0, where log Γ(α + y) − log Γ(α) would meet a pole and reward ever wider priors, its expansion for
+    large α takes over: y log α + y(y − 1)/2α, kept finite for small α. Terms in the mean are left as they are, so
+    that its estimate stays unbiased. log Γ(y + 1), which no parameter depends on, counts as 0 below 0.
+    """
+    above = y.clamp(min=0)
+    gammas = torch.lgamma(shape + above) - torch.lgamma(shape) - torch.lgamma(above + 1)
+    gammas = torch.where(y < 0, y * shape.log() + y * (y - 1) / (2 * (shape + 1)), gammas)
+    return shape * torch.log1p(mean / shape) + y * torch.log1p(shape / mean) - gammas
+
+
+def _poisson_like(photons: Tensor, readout: Readout) -> Tensor:
+    """Change photons to the y whose variance is its mean."""
+    return (photons.double() + readout.read_variance / readout.excess) / readout.excess
+
+
+def _root(y: Tensor) -> Tensor:
+    """Anscombe's 2√(y + 3/8), whose noise is 1, continued along its tangent below 0."""
+    return torch.where(y < 0, 2 * 0.375**0.5 + y / 0.375**0.5, 2 * (y.clamp(min=0) + 0.375).sqrt())
+
+
+LOG_SHAPE = (float(np.log(1e-2)), float(np.log(1e6)))
+ENGINES: dict[str, type[NoiseModel]] = {GammaPoisson.engine: GammaPoisson}

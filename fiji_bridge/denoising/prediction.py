@@ -1,0 +1,167 @@
+"""Denoising stacks of any size and length with a trained model."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from fiji_bridge.camera import Camera
+from fiji_bridge.denoising.likelihood import Readout
+from fiji_bridge.denoising.model import Model, choose_device, readout_of
+from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.progress import Progress, silent
+from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
+
+TILE = 512
+"""Side of the tiles that large frames are cut into [pixels], without their halo."""
+PIXELS_AT_ONCE = 2**19
+"""Pixels that go through the network together."""
+
+
+def denoise(
+    stack: Any,
+    model: Model,
+    *,
+    camera: Camera | None = None,
+    estimator: str = "mean",
+    out: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    symmetries: int = 8,
+    tile: int = TILE,
+    progress: Progress | None = None,
+) -> xr.DataArray:
+    """Denoise a stack.
+
+    Parameters
+    ----------
+    stack
+        What `open_stack` takes, or an opened stack. Channels and z are denoised apart.
+    model
+        From `train` or `load_model`.
+    camera
+        The camera of this stack; the model's if left out.
+    estimator
+        ``mean`` of the posterior (equation 5 of the Gamma-Poisson paper), its maximum ``map``, or ``prior``, the mean of
+        the prior, which does not look at the pixel itself.
+    out
+        File to write to (.tif or .zarr), block by block; it appears when it is whole.
+    device
+        ``cuda``, ``cpu``, …; CUDA if there is one, unless given.
+    symmetries
+        Orientations of the image that the prior is averaged over: 8, or 4 (rotations alone) or 1, which are faster.
+    tile
+        Side of the tiles that large frames are cut into [pixels]; the result does not depend on it.
+    progress
+        Called with the frames done; may raise to cancel.
+
+    Returns
+    -------
+    xarray.DataArray
+        float32 in the units of the input (A/D counts, offset included), of the same dimensions and attributes; read
+        lazily from `out` where that is given, in memory otherwise.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the model does not have the estimator, the camera does not fit the frames, or `out` cannot be written.
+    """
+    if estimator not in model.noise.estimators:
+        raise FijiBridgeError(
+            f"The model's engine {model.noise.engine!r} has no estimator {estimator!r}; choose from"
+            f" {', '.join(model.noise.estimators)}."
+        )
+    progress = progress or silent
+    opened = stack if isinstance(stack, xr.DataArray) else open_stack(stack)
+    camera = camera or model.camera
+    worker = _Worker(model, camera, estimator, choose_device(device), symmetries, tile)
+    total = opened.size // (opened.sizes["y"] * opened.sizes["x"])
+
+    def blocks() -> Iterator[tuple[dict[str, int], int, np.ndarray]]:
+        done = 0
+        progress("Denoising", 0, total)
+        for position, series in positions(opened):
+            camera.check(series)
+            for first, block in frame_blocks(series):
+                for offset, frames in worker.denoise(block):
+                    yield position, first + offset, frames
+                    done += len(frames)
+                    progress("Denoising", done, total)
+
+    if out is None:
+        result = xr.zeros_like(opened, dtype=np.float32).compute()
+        for position, first, frames in blocks():
+            result[{**position, "t": slice(first, first + len(frames))}] = frames
+        return result
+    with StackWriter(out, opened, dtype="float32") as writer:
+        for position, first, frames in blocks():
+            writer.write(first, frames, **position)
+    return open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm"))
+
+
+class _Worker:
+    """A model on its device, ready for blocks of frames."""
+
+    def __init__(
+        self, model: Model, camera: Camera, estimator: str, device: torch.device, symmetries: int, tile: int
+    ) -> None:
+        self.network = model.network.to(device).eval()
+        self.noise, self.camera, self.estimator, self.device = model.noise, camera, estimator, device
+        self.readout = readout_of(camera, device)
+        self.symmetries, self.tile = symmetries, tile
+
+    @torch.no_grad()
+    def denoise(self, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Some frames (n, y, x) at a time, in and out in A/D counts."""
+        side = min(self.tile + 2 * self.network.halo, max(block.shape[1:]))
+        together = max(1, PIXELS_AT_ONCE // side**2)
+        for first in range(0, len(block), together):
+            adu = block[first : first + together]
+            photons = torch.from_numpy(np.asarray(self.camera.to_photons(adu), np.float32))[:, None].to(self.device)
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+                outputs = tiled_outputs(self.network, self.noise.normalize(photons), self.symmetries, self.tile)
+            result = self.noise.estimate(outputs, photons, self.readout, self.estimator)
+            yield first, np.asarray(self.camera.to_adu(result[:, 0].cpu().numpy()), np.float32)
+
+
+def symmetric_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8) -> Tensor:
+    """Outputs of the network averaged over orientations of the images (n, 1, y, x).
+
+    Turning the image by 90° only passes the half-planes on by one place, so the four rotations cost one pass and
+    four times the 1×1 convolutions; mirroring takes a second pass.
+    """
+    height, width = x.shape[-2:]
+    padded = network.pad(x)
+    total = torch.zeros(())
+    for mirrored in range(2 if symmetries == 8 else 1):
+        planes = network.half_planes(padded.flip(3) if mirrored else padded)
+        for turn in range(4 if symmetries > 1 else 1):
+            outputs = network.combine(planes[turn:] + planes[:turn])
+            total = total.to(outputs) + (outputs.flip(3) if mirrored else outputs)
+    return total[..., :height, :width] / symmetries
+
+
+def tiled_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8, tile: int = TILE) -> Tensor:
+    """Compute `symmetric_outputs` by tiles that see as far as the network does, so that tiles leave no trace."""
+    height, width = x.shape[-2:]
+    step = -(-tile // network.stride) * network.stride
+    if max(height, width) <= step + 2 * network.halo:
+        return symmetric_outputs(network, x, symmetries)
+    result = x.new_empty(len(x), network.outputs, height, width)
+    for top in range(0, height, step):
+        for left in range(0, width, step):
+            start_y, start_x = max(0, top - network.halo), max(0, left - network.halo)
+            stop_y, stop_x = min(height, top + step), min(width, left + step)
+            seen = x[..., start_y : stop_y + network.halo, start_x : stop_x + network.halo]
+            outputs = symmetric_outputs(network, seen, symmetries)
+            result[..., top:stop_y, left:stop_x] = outputs[..., top - start_y :, left - start_x :][
+                ..., : stop_y - top, : stop_x - left
+            ]
+    return result
+
+
+__all__ = ["Readout", "denoise", "symmetric_outputs", "tiled_outputs"]

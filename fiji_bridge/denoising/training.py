@@ -1,0 +1,343 @@
+"""Training on the noisy stacks themselves."""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import xarray as xr
+from torch import Tensor, nn
+
+from fiji_bridge.camera import Camera, estimate_camera
+from fiji_bridge.denoising.crops import Batch, CropPool
+from fiji_bridge.denoising.likelihood import NoiseModel, Readout
+from fiji_bridge.denoising.model import Model, choose_device, describe, noise_model_class
+from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.prediction import symmetric_outputs
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.progress import Progress, silent
+from fiji_bridge.stack import open_stack
+
+INTERVAL = 100
+"""Steps between two looks at the held-out likelihood."""
+INPUT_IS_OUTPUT = 0.95
+"""With more than this weight on a pixel's own value, the denoised image would be the raw one."""
+TOLERANCE = 0.02
+"""How much worse than the trivial predictor a sound network may be [nats per pixel]: on flat data none can be better."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how to train; fields as in `train`, and below.
+
+    `warm_up` [steps] is how long the learning rate rises, `decay` the share of the whole over which it falls,
+    `averaging` the memory of the averaged weights a step, `patience` how many looks at the held-out likelihood
+    may pass without an improvement of more than `improvement` [nats per pixel].
+    """
+
+    steps: int
+    minutes: float
+    batch: int
+    learning_rate: float
+    warm_up: int = 100
+    decay: float = 0.3
+    averaging: float = 0.998
+    patience: int = 10
+    improvement: float = 1e-4
+
+
+class _CollapseError(Exception):
+    """The network does no better than a predictor that needs none."""
+
+
+def train(
+    stacks: Any,
+    *,
+    camera: Camera | None = None,
+    engine: str = "gamma-poisson",
+    max_minutes: float | None = None,
+    steps: int | None = None,
+    model: Model | None = None,
+    device: str | None = None,
+    seed: int = 0,
+    features: Sequence[int] = (24, 32, 48, 64),
+    batch: int = 6,
+    crop: int = 64,
+    learning_rate: float = 2e-3,
+    progress: Progress | None = None,
+) -> Model:
+    """Train a blind-spot network on noisy stacks, the very ones it will denoise.
+
+    Random crops with signal are turned and mirrored; Adam follows the likelihood of each pixel given its
+    surroundings (equation 4 of the Gamma-Poisson paper), and an average of the weights is kept. Some blocks of
+    pixels are never trained on: when their likelihood stops improving, or the budget nears its end, the learning
+    rate falls to 0, and the weights that served them best are returned.
+
+    Parameters
+    ----------
+    stacks
+        What `open_stack` takes (a path, several paths of one stack, an array), or a sequence of opened stacks.
+    camera
+        From A/D counts to photons; estimated from the first stack if left out.
+    engine
+        Noise model, one of `likelihood.ENGINES`.
+    max_minutes
+        Wall time to train for, at most; 10 if neither it nor `steps` is given.
+    steps
+        Steps to train for, at most; 20,000 if left out.
+    model
+        A model to go on from, in place of fresh weights.
+    device
+        ``cuda``, ``cpu``, …; CUDA if there is one, unless given.
+    seed
+        Of the weights and the crops. With `steps` alone as budget a run repeats exactly on one machine.
+    features
+        Channels of the network at each scale.
+    batch, crop
+        Crops in a step, and their side [pixels].
+    learning_rate
+        Of Adam, at its highest.
+    progress
+        Called with the stage and how far it is; may raise to cancel.
+
+    Returns
+    -------
+    Model
+        With the course of training in `Model.report`.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the images are too small or the camera cannot have recorded them, or if training collapses twice.
+    """
+    began = time.monotonic()
+    progress = progress or silent
+    for name, value in (("max_minutes", max_minutes), ("steps", steps)):
+        if value is not None and not value > 0:
+            raise FijiBridgeError(f"{name} is {value}; give a positive number.")
+    kind = noise_model_class(engine)
+    if model is not None and model.noise.engine != engine:
+        raise FijiBridgeError(f"The model to go on from is of engine {model.noise.engine!r}, not {engine!r}; name its engine.")
+    if max_minutes is None:
+        max_minutes = math.inf if steps is not None else 10.0
+    schedule = Schedule(steps or 20_000, max_minutes, batch, learning_rate)
+    where = choose_device(device)
+    opened = _open(stacks)
+    if camera is None:
+        camera = model.camera if model else estimate_camera(opened[0], progress=progress).camera
+
+    pool = CropPool(opened, camera, where, np.random.default_rng(seed), crop, progress)
+    if model is not None:
+        noise = model.noise
+    else:
+        light = np.concatenate([part.photons[part.counts].cpu().numpy() for part in pool.sample()])
+        noise = kind.fit(light, camera.excess_noise, float(np.min(camera.read_variance)))
+    trivial = _trivial_nll(noise, pool)
+    failures: list[str] = []
+    while True:
+        network = copy.deepcopy(model.network) if model else _fresh(noise, features, seed + len(failures))
+        run = _Run(network.to(where), noise, pool, schedule, seed + len(failures), began)
+        try:
+            report = run.train(trivial, progress)
+            break
+        except _CollapseError as collapse:
+            failures.append(str(collapse))
+            spent = (time.monotonic() - began) / 60 / max_minutes
+            if len(failures) == 2 or spent > 0.9:
+                raise FijiBridgeError(
+                    f"Training on {opened[0].attrs.get('source', 'the stack')} collapsed: {collapse}; check the camera"
+                    " (offset, gain, read noise) or leave this stack as it is."
+                ) from None
+            schedule = replace(schedule, learning_rate=schedule.learning_rate / 3)
+    balanced, ratio = _balance(run.best, noise, pool)
+    report |= {"trivial_nll": trivial, "collapsed": failures, "held_out_mean_ratio": ratio}
+    source = ", ".join(str(stack.attrs.get("source", "array")) for stack in opened)
+    return Model(run.best.cpu(), balanced, camera, report, describe(source, report["steps"]))
+
+
+class _Run:
+    """One attempt at training."""
+
+    def __init__(
+        self, network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool, schedule: Schedule, seed: int, began: float
+    ) -> None:
+        self.noise, self.pool, self.schedule, self.began = noise, pool, schedule, began
+        self.network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.network).eval()
+        self.best = copy.deepcopy(self.average)
+        self.rng = np.random.default_rng(seed)
+        self.device = next(network.parameters()).device
+        self.half = has_bfloat16(self.device)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99))
+
+    def train(self, trivial: float, progress: Progress) -> dict[str, Any]:
+        """Train until the budget or the improvement ends; `best` has the weights.
+
+        Raises
+        ------
+        _CollapseError
+            As soon as it shows.
+        """
+        schedule, start = self.schedule, self._minutes()
+        allowed = max(schedule.minutes - start, 1e-9)
+        decay_from, end, stopped = 1 - schedule.decay, 1.0, "the budget was used"
+        curve: list[dict[str, float]] = []
+        best, best_weight, reference, looks = math.inf, 0.0, math.inf, 0
+        step, passed, recent = 0, 0.0, 0.0
+        while passed < end:
+            falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, passed - decay_from) / (end - decay_from))
+            rate = schedule.learning_rate * min(1.0, (step + 1) / schedule.warm_up) * falling
+            loss = self._step(rate, step)
+            recent += (loss - recent) / min(step + 1, INTERVAL)
+            step += 1
+            passed = max(step / schedule.steps, (self._minutes() - start) / allowed)
+            progress("Training", min(1000, int(1000 * passed / end)), 1000)
+            if step % INTERVAL and passed < end:
+                continue
+            held_out, weight = self._look()
+            curve.append(
+                {
+                    "step": step,
+                    "minutes": round(self._minutes(), 3),
+                    "training_nll": recent,
+                    "held_out_nll": held_out,
+                    "weight": weight,
+                    "learning_rate": rate,
+                }
+            )
+            if held_out < best:
+                best, best_weight = held_out, weight
+                self.best.load_state_dict(self.average.state_dict())
+            looks = 0 if held_out < reference - schedule.improvement else looks + 1
+            reference = min(reference, held_out) if looks == 0 else reference
+            if looks >= schedule.patience and passed < decay_from:
+                decay_from, end = passed, passed / (1 - schedule.decay)
+                stopped = "the held-out likelihood stopped improving"
+            if passed > 0.25 and (weight > INPUT_IS_OUTPUT or held_out > trivial + 1):
+                break
+        if best_weight > INPUT_IS_OUTPUT:
+            raise _CollapseError(f"{100 * best_weight:.0f}% of each pixel's own noise would be kept")
+        if not best <= trivial + TOLERANCE:
+            raise _CollapseError(
+                f"its held-out likelihood, {best:.3f} nats a pixel, is worse than the {trivial:.3f} of the neighbours' mean"
+            )
+        precision = "bfloat16" if self.half else "float32"
+        return {
+            "steps": step,
+            "minutes": round(self._minutes(), 2),
+            "stopped": stopped,
+            "held_out_nll": best,
+            "weight": best_weight,
+            "device": str(self.device),
+            "precision": precision,
+            "curve": curve,
+        }
+
+    def _minutes(self) -> float:
+        return (time.monotonic() - self.began) / 60
+
+    def _step(self, rate: float, step: int) -> float:
+        batch = self.pool.draw(self.rng, self.schedule.batch)
+        self.optimizer.param_groups[0]["lr"] = rate
+        loss = _mean_nll(self._outputs(self.network, batch), self.noise, batch)
+        if not torch.isfinite(loss):
+            raise _CollapseError("its likelihood is no longer finite")
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        memory = min(self.schedule.averaging, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - memory)
+        return loss.item()
+
+    @torch.no_grad()
+    def _look(self) -> tuple[float, float]:
+        """Held-out likelihood of the averaged weights, and the weight they give to a pixel's own value."""
+        batch = self.pool.held_out
+        outputs = self._outputs(self.average, batch)
+        weight = self.noise.weight(outputs, batch.readout)[batch.counts > 0].mean()
+        return float(_mean_nll(outputs, self.noise, batch)), float(weight)
+
+    def _outputs(self, network: BlindSpotNetwork, batch: Batch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            outputs: Tensor = network(self.noise.normalize(batch.photons))
+        return outputs
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 natively; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def _mean_nll(outputs: Tensor, noise: NoiseModel, batch: Batch) -> Tensor:
+    nll = noise.nll(outputs, batch.photons, batch.readout)
+    return (nll * batch.counts).sum() / batch.counts.sum().clamp(min=1)
+
+
+def _fresh(noise: NoiseModel, features: Sequence[int], seed: int) -> BlindSpotNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BlindSpotNetwork(features, outputs=noise.outputs)
+
+
+def _trivial_nll(noise: NoiseModel, pool: CropPool) -> float:
+    """Held-out likelihood of the best prior that is linear in the mean of the 8 neighbours.
+
+    It includes one prior for all pixels. A network has to beat it, or on flat data to equal it.
+    """
+    ring = torch.full((1, 1, 3, 3), 1 / 8)
+    ring[..., 1, 1] = 0
+    table = torch.zeros(2, noise.outputs, dtype=torch.float64, requires_grad=True)
+
+    def mean_nll(batch: Batch) -> Tensor:
+        seen = F.conv2d(noise.normalize(batch.photons), ring.to(batch.photons.device), padding=1)
+        slope, start = table.to(seen.device)[:, None, :, None, None]
+        return _mean_nll(seen.double() * slope + start, noise, batch)
+
+    batches = pool.sample(2**17)
+    optimizer = torch.optim.LBFGS([table], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack([mean_nll(batch) for batch in batches]).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        return float(mean_nll(pool.held_out))
+
+
+@torch.no_grad()
+def _balance(network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool) -> tuple[NoiseModel, float]:
+    """Make the mean of the denoised data that of the raw; and that ratio on the held-out pixels, in photons."""
+
+    def select(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Readout]:
+        parts = []
+        for batch in batches:
+            outputs = symmetric_outputs(network, noise.normalize(batch.photons))
+            chosen = (batch.counts > 0)[:, 0]
+            variance = torch.as_tensor(batch.readout.read_variance, device=chosen.device).expand_as(batch.photons)
+            parts.append((outputs.movedim(1, -1)[chosen], batch.photons[:, 0][chosen], variance[:, 0][chosen]))
+        outputs, photons, variance = (torch.cat(part) for part in zip(*parts, strict=True))
+        # Pixels in a row, as images of one pixel.
+        return outputs[..., None, None], photons[:, None, None, None], Readout(pool.excess, variance[:, None, None, None])
+
+    balanced = noise.balanced(*select(pool.sample()))
+    outputs, photons, readout = select([pool.held_out])
+    denoised = balanced.estimate(outputs, photons, readout, balanced.estimators[0])
+    return balanced, float(denoised.double().mean() / photons.double().mean())
+
+
+def _open(stacks: Any) -> list[xr.DataArray]:
+    several = isinstance(stacks, (list, tuple)) and stacks and all(isinstance(s, xr.DataArray) for s in stacks)
+    return list(stacks) if several else [stacks if isinstance(stacks, xr.DataArray) else open_stack(stacks)]

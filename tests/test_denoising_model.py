@@ -1,0 +1,111 @@
+"""Model files hold weights and readable text, and nothing that runs."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from fiji_bridge.camera import Camera
+from fiji_bridge.denoising import Model, denoise, load_model
+from fiji_bridge.denoising.likelihood import GammaPoisson
+from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.errors import FijiBridgeError
+
+
+def some_model(camera=None):
+    torch.manual_seed(0)
+    network = BlindSpotNetwork((4, 6)).eval()
+    camera = camera or Camera(offset=99.5, photons_per_adu=0.46, read_noise=1.6, pixel_size_nm=108.0)
+    return Model(network, GammaPoisson(5.0, 1.5, 2.56), camera, {"held_out_nll": 1.25}, {"source": "cell.tif", "steps": 7})
+
+
+def rewritten(path, tensors=None, **header):
+    """A copy of a model file with some parts changed."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = {**file.metadata(), **header}
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    changed = path.with_name("changed.safetensors")
+    changed.write_bytes(safetensors.torch.save((tensors or (lambda w: w))(weights), metadata))
+    return changed
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.safetensors"
+    some_model().save(path)
+    return path
+
+
+def test_a_model_comes_back_as_it_was(saved):
+    model, back = some_model(), load_model(saved)
+    raw = np.random.default_rng(0).poisson(20, (2, 30, 21)).astype(np.uint16) + 95
+    np.testing.assert_array_equal(denoise(raw, model), denoise(raw, back))
+    assert back.camera == model.camera
+    assert back.noise == model.noise
+    assert back.metadata == model.metadata
+    assert back.report == {"held_out_nll": 1.25}
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_header_is_readable_text(saved):
+    raw = saved.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]
+    assert json.loads(header["engine"]) == "gamma-poisson"
+    assert json.loads(header["architecture"])["features"] == [4, 6]
+    assert json.loads(header["camera"])["offset"] == 99.5
+    assert json.loads(header["pixel_size_nm"]) == 108.0
+    assert json.loads(header["source"]) == "cell.tif"
+
+
+def test_the_maps_of_an_scmos_camera_travel_with_the_model(tmp_path):
+    variance = np.random.default_rng(0).uniform(1, 9, (30, 21))
+    camera = Camera(offset=100.0, photons_per_adu=0.5, variance_map=variance)
+    some_model(camera).save(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(load_model(tmp_path / "model.safetensors").camera.variance_map, variance)
+
+
+def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
+    text = tmp_path / "notes.txt"
+    text.write_text("no weights here")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(saved.read_bytes()[:-100])
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(safetensors.torch.save({"weight": torch.zeros(3)}))
+
+    def without_one(weights):
+        return dict(list(weights.items())[1:])
+
+    def not_finite(weights):
+        return {name: value * float("nan") for name, value in weights.items()}
+
+    cases = {
+        tmp_path / "absent.safetensors": "is not there",
+        tmp_path: "is a folder",
+        text: "is not a model or is damaged",
+        cut: "is not a model or is damaged",
+        other: "no model of fiji-bridge",
+        rewritten(saved, engine=json.dumps("gauss")): "asks for the denoising engine 'gauss'; there are gamma-poisson",
+    }
+    for path, sentence in cases.items():
+        with pytest.raises(FijiBridgeError, match=sentence) as error:
+            load_model(path)
+        assert path.name in str(error.value) and "\n" not in str(error.value)
+    for change in (
+        {"tensors": without_one},
+        {"architecture": json.dumps({"features": [4, 8]})},
+        {"architecture": "{"},
+        {"noise": json.dumps({"size": 3})},
+    ):
+        with pytest.raises(FijiBridgeError, match=r"changed\.safetensors is damaged or from another version") as error:
+            load_model(rewritten(saved, **change))
+        assert "\n" not in str(error.value)
+    with pytest.raises(FijiBridgeError, match="not finite"):
+        load_model(rewritten(saved, not_finite))
+
+
+def test_an_unwritable_model_leaves_nothing(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FijiBridgeError, match="model.safetensors"):
+        some_model().save(tmp_path / "file" / "model.safetensors")

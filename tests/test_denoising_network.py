@@ -1,0 +1,94 @@
+"""The blind spot is exact, and tiles leave no trace."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.prediction import symmetric_outputs, tiled_outputs
+
+
+def lively_network(features=(4, 5, 6), seed=0):
+    """A network whose outputs depend strongly on what it sees."""
+    torch.manual_seed(seed)
+    network = BlindSpotNetwork(features, head=8)
+    torch.nn.init.normal_(network.last.weight)
+    for parameter in network.parameters():
+        if parameter.ndim == 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+def assert_blind_but_sees_its_neighbours(outputs, image, pixels):
+    for y, x in pixels:
+        for channel in outputs[0, :, y, x]:
+            (gradient,) = torch.autograd.grad(channel, image, retain_graph=True)
+            assert gradient[0, 0, y, x] == 0
+            around = gradient[0, 0, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+            assert (around != 0).sum() == around.numel() - 1
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 14), (13, 7)])
+def test_no_pixel_sees_itself_but_all_its_neighbours(size):
+    image = torch.randn(1, 1, *size, requires_grad=True)
+    assert_blind_but_sees_its_neighbours(lively_network()(image), image, list(product(*map(range, size))))
+
+
+def test_no_pixel_sees_itself_in_any_orientation():
+    image = torch.randn(1, 1, 9, 10, requires_grad=True)
+    outputs = symmetric_outputs(lively_network((4, 5)), image)
+    assert_blind_but_sees_its_neighbours(outputs, image, list(product(range(9), range(10))))
+
+
+def test_no_pixel_sees_itself_at_the_seams_of_tiles():
+    network = lively_network((4, 5))
+    image = torch.randn(1, 1, 47, 59, requires_grad=True)
+    assert min(image.shape[-2:]) > 8 + 2 * network.halo
+    outputs = tiled_outputs(network, image, symmetries=1, tile=8)
+    assert_blind_but_sees_its_neighbours(outputs, image, list(product((0, 7, 8, 25, 46), (0, 15, 16, 58))))
+
+
+def test_a_bright_pixel_changes_nothing_in_its_own_prior():
+    network = lively_network((8, 12, 16, 20))
+    image = torch.randn(1, 1, 37, 41)
+    for y, x in ((0, 0), (36, 40), (18, 20), (0, 25)):
+        brighter = image.clone()
+        brighter[..., y, x] += 1000
+        with torch.no_grad():
+            change = network(brighter) - network(image)
+        assert change[..., y, x].abs().max() == 0
+        assert change.abs().max() > 0
+
+
+@pytest.mark.parametrize("scales", [1, 2, 3])
+def test_no_pixel_sees_further_than_the_halo(scales):
+    network = lively_network((4,) * scales)
+    side = 2 * network.halo + 9
+    image = torch.randn(1, 1, side, side, requires_grad=True)
+    for y in range(side // 2, side // 2 + network.stride):  # every position within the coarsest pixel
+        (gradient,) = torch.autograd.grad(network(image)[0, 0, y, y], image)
+        seen = gradient[0, 0].nonzero()
+        assert network.halo / 2 < (seen - y).abs().max() <= network.halo
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_tiles_equal_the_whole(symmetries):
+    network = lively_network((6, 8, 10))
+    image = torch.randn(1, 1, 111, 150)
+    assert min(image.shape[-2:]) > 28 + 2 * network.halo
+    with torch.no_grad():
+        whole = symmetric_outputs(network, image, symmetries)
+        tiles = tiled_outputs(network, image, symmetries, tile=28)
+    torch.testing.assert_close(tiles, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_average_over_orientations_turns_with_the_image():
+    network = lively_network()
+    image = torch.randn(1, 1, 24, 24)
+    with torch.no_grad():
+        straight = symmetric_outputs(network, image)
+        for turned in (image.rot90(1, (2, 3)), image.flip(2)):
+            back = symmetric_outputs(network, turned)
+            back = back.rot90(-1, (2, 3)) if turned.equal(image.rot90(1, (2, 3))) else back.flip(2)
+            torch.testing.assert_close(back, straight, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,109 @@
+"""Denoised stacks have the input's units, shape and labels, whole or not at all."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from fiji_bridge.camera import Camera
+from fiji_bridge.denoising import Model, denoise
+from fiji_bridge.denoising.likelihood import GammaPoisson
+from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.stack import open_stack
+
+CAMERA = Camera(offset=100.0, photons_per_adu=0.5, pixel_size_nm=120.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Model(BlindSpotNetwork((4, 6)).eval(), GammaPoisson(6.0, 2.0), CAMERA)
+
+
+def movie(*shape, seed=0):
+    return (100 + 2 * np.random.default_rng(seed).poisson(9, shape)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (1, 5), (17, 2)])
+def test_images_of_any_size(model, size):
+    denoised = denoise(movie(3, *size), model)
+    assert denoised.shape == (3, *size)
+    assert denoised.dtype == np.float32
+    assert np.isfinite(denoised).all()
+
+
+def test_the_result_is_in_the_input_s_units(model):
+    raw = movie(2, 40, 40)
+    denoised = denoise(raw, model).to_numpy()
+    assert abs(denoised.mean() - raw.mean()) < 4
+    assert denoised.std() < raw.std()
+    # Twice the photons per count, the same counts over the offset: another camera, other photons.
+    other = denoise(raw, model, camera=CAMERA.replace(photons_per_adu=1.0)).to_numpy()
+    assert not np.allclose(other, denoised)
+
+
+def test_labels_stay_and_channels_and_z_are_denoised_apart(model):
+    raw = movie(2, 2, 3, 20, 24)
+    stack = xr.DataArray(raw, dims=("t", "c", "z", "y", "x"), attrs={"pixel_size_nm": 120.0, "source": "cell.tif"})
+    denoised = denoise(stack, model)
+    assert denoised.dims == stack.dims
+    assert denoised.attrs["pixel_size_nm"] == 120.0
+    alone = denoise(raw[:, 1, 2], model)
+    np.testing.assert_allclose(denoised.isel(c=1, z=2), alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["out.tif", "out.zarr"])
+def test_a_file_holds_what_memory_would(model, tmp_path, name):
+    stack = open_stack(movie(7, 30, 26), pixel_size_nm=120.0)
+    written = denoise(stack, model, out=tmp_path / name)
+    assert written.dtype == np.float32
+    assert written.attrs["pixel_size_nm"] == pytest.approx(120.0)
+    np.testing.assert_array_equal(open_stack(tmp_path / name), denoise(stack, model))
+
+
+def test_tiles_leave_no_trace_in_the_image(model):
+    raw = movie(1, 150, 130)
+    np.testing.assert_allclose(denoise(raw, model, tile=32), denoise(raw, model), rtol=1e-5)
+
+
+def test_progress_counts_frames_and_cancelling_leaves_nothing(model, tmp_path):
+    told = []
+    denoise(movie(5, 20, 20), model, progress=lambda *news: told.append(news))
+    assert told[0] == ("Denoising", 0, 5) and told[-1] == ("Denoising", 5, 5)
+
+    def cancel(stage, done, total):
+        if done > 0:
+            raise KeyboardInterrupt
+
+    (tmp_path / "out.tif").write_bytes(b"an older result")
+    with pytest.raises(KeyboardInterrupt):
+        denoise(movie(5, 20, 20), model, out=tmp_path / "out.tif", progress=cancel)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.tif"]
+    assert (tmp_path / "out.tif").read_bytes() == b"an older result"
+
+
+def test_an_estimator_that_the_engine_lacks_is_named(model):
+    with pytest.raises(FijiBridgeError, match="no estimator 'median'; choose from mean, map, prior"):
+        denoise(movie(1, 20, 20), model, estimator="median")
+
+
+def test_maps_of_another_size_are_refused(model):
+    camera = Camera(offset=100.0, photons_per_adu=0.5, variance_map=np.ones((9, 9)))
+    with pytest.raises(FijiBridgeError, match="9×9"):
+        denoise(movie(1, 20, 20), model, camera=camera)
+
+
+def test_the_prior_does_not_look_at_the_pixel_and_the_mean_does(model):
+    raw = movie(1, 33, 29)
+    changed = raw.copy()
+    changed[0, 16, 14] += 60
+    for estimator, looks in (("prior", False), ("mean", True), ("map", True)):
+        before, after = (denoise(stack, model, estimator=estimator).to_numpy()[0, 16, 14] for stack in (raw, changed))
+        assert (before != after) == looks
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_gives_what_the_cpu_gives(model):
+    raw = movie(3, 90, 70)
+    np.testing.assert_allclose(denoise(raw, model, device="cuda"), denoise(raw, model, device="cpu"), rtol=1e-5)
