@@ -1,0 +1,1 @@
+"""ImageJ inside this process."""
