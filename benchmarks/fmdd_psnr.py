@@ -71,7 +71,9 @@ def methods(raw: np.ndarray, minutes: float) -> dict[str, Callable[[], tuple[np.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", metavar="TYPE", help="one type, such as Confocal_MICE")
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of each network [minutes]")
     parser.add_argument("--data", type=Path, default=DATA, help="folder with raw/ and gt/")
@@ -80,7 +82,9 @@ def main() -> None:
 
     kinds = sorted({re.sub(r"_\d+$", "", path.stem) for path in (options.data / "raw").glob("*.png")})
     if options.only:
-        kinds = [kind for kind in kinds if kind == options.only] or parser.error(f"--only: there are {', '.join(kinds)}")
+        kinds = [kind for kind in kinds if kind == options.only] or parser.error(
+            f"--only: there are {', '.join(kinds)}"
+        )
     rows = list(csv.DictReader(options.out.open())) if options.out.exists() else []
     known = {(row["type"], row["method"]): row for row in rows}
     print(f"{'type':20} {'method':18} {'PSNR [dB]':>9} {'minutes':>8}  camera", flush=True)
@@ -104,7 +108,9 @@ def main() -> None:
                     table.writeheader()
                     table.writerows(rows)
             row = known[kind, method]
-            print(f"{kind:20} {method:18} {row['psnr_db']:>9} {row['minutes']:>8}  {row['camera']}", flush=True)
+            print(
+                f"{kind:20} {method:18} {row['psnr_db']:>9} {row['minutes']:>8}  {row['camera']}", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -71,6 +71,11 @@ def positive(text: str) -> float:
     return value
 
 
+def path_or_none(text: str) -> Path | None:
+    """Read a path; macros, which cannot leave an option out, give an empty one instead."""
+    return Path(text) if text else None
+
+
 def count(text: str) -> int:
     """Read a whole number of at least 1."""
     try:
@@ -194,9 +199,11 @@ def build_parser() -> Parser:
     sub.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder for the report and its tables"
     )
-    sub.add_argument("--ground-truth", type=Path, metavar="CSV", help="the true molecules, when known")
     sub.add_argument(
-        "--model", type=Path, metavar="MODEL", help="denoise with this model; left out: train one"
+        "--ground-truth", type=path_or_none, metavar="CSV", help="the true molecules, when known"
+    )
+    sub.add_argument(
+        "--model", type=path_or_none, metavar="MODEL", help="denoise with this model; left out: train one"
     )
     camera(sub)
     localizing(sub)
@@ -282,7 +289,7 @@ def run_calibrate(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def camera_of(arguments: argparse.Namespace) -> Any:
     """Read --camera, or None when it was left out."""
-    return None if arguments.camera is None else fiji_bridge.Camera.parse(arguments.camera)
+    return fiji_bridge.Camera.parse(arguments.camera) if arguments.camera else None
 
 
 def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
@@ -300,10 +307,13 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
         progress=bar,
     )
     model.save(arguments.out)
-    return f"{model.describe()}\nModel written to {arguments.out}", {
-        "model": str(arguments.out),
-        **model.metadata,
-    }
+    report = model.report
+    text = (
+        f"Trained {report['steps']:,} steps in {report['minutes']:.1f} minutes; {report['stopped']}.\n"
+        f"Held-out loss {report['held_out_nll']:.4f} nats a pixel (trivial: {report['trivial_nll']:.4f}).\n"
+        f"Model written to {arguments.out}"
+    )
+    return text, {"model": str(arguments.out), **model.metadata}
 
 
 def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:

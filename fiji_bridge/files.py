@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,10 @@ def _replaceable(folder: Path) -> bool:
 def remove(path: Path) -> None:
     """Delete a file or a folder if it is there."""
     if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
+        for _ in range(40):  # zarr's threads may still write chunks after an error, for a moment
+            shutil.rmtree(path, ignore_errors=True)
+            if not path.exists():
+                return
+            time.sleep(0.05)
     else:
         path.unlink(missing_ok=True)

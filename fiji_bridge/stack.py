@@ -89,7 +89,7 @@ def positions(stack: "xr.DataArray") -> Iterator[tuple[dict[str, int], "xr.DataA
     for numbers in product(*(range(stack.sizes[dim]) for dim in dims)):
         where: dict[str, int] = dict(zip(dims, numbers, strict=True))
         if where and opened is not None:
-            picked = _lazy(_Guarded(stack_formats.Picked(opened, numbers), _name(stack)))
+            picked = _lazy(_Guarded(stack_formats.Picked(opened, numbers), _name(stack), opened.stored))
             yield where, _named(picked, ("t", "y", "x"), dict(stack.attrs))
         else:
             yield where, stack.isel(where).transpose("t", "y", "x")
@@ -232,14 +232,18 @@ def _kind(data: Any, axes: str) -> str:
 _OPENED: WeakValueDictionary[str, "_Guarded"] = WeakValueDictionary()
 """What stands under the dask arrays that were opened here, by their names.
 
-Dask slices what it was given only once and reads a whole chunk for the second slice, so `positions` goes back to it.
+Dask slices underneath only once and reads a whole chunk for a second slice, so `positions` goes back to it.
 """
 
 
 class _Guarded:
-    """Reads `data` in the machine's byte order; what goes wrong becomes an error that names the source."""
+    """Reads `data` in the machine's byte order; what goes wrong becomes an error that names the source.
 
-    def __init__(self, data: Any, source: str) -> None:
+    `stored` is how many frames the file keeps in one piece.
+    """
+
+    def __init__(self, data: Any, source: str, stored: int = 1) -> None:
+        self.stored = stored
         self.shape = tuple(data.shape)
         self.ndim = len(self.shape)
         self.dtype = np.dtype(data.dtype).newbyteorder("=")
@@ -262,20 +266,20 @@ def _labelled(data: Any, axes: str, pixel_size_nm: float | None, source: str) ->
     movie = _movie(axes, data.shape)
     sizes = dict(zip(movie, data.shape, strict=False))
     wanted = "T" + "".join(axis for axis in "CZ" if sizes.get(axis, 1) > 1)
-    guarded = _Guarded(_arranged(data, movie, wanted), source)
     stored = dict(zip(movie, getattr(data, "chunks", None) or (), strict=False)).get("T", 1)
-    lazy = _lazy(guarded, stored)
+    guarded = _Guarded(_arranged(data, movie, wanted), source, stored)
+    lazy = _lazy(guarded)
     _OPENED[lazy.name] = guarded
     long = "".join(axis for axis, size in zip(axes, data.shape, strict=False) if size > 1)
     attrs = {"pixel_size_nm": pixel_size_nm, "source": source, "axes_from_file": f"{long}YX"}
     return _named(lazy, (*wanted.lower(), "y", "x"), attrs)
 
 
-def _lazy(guarded: _Guarded, stored: int = 1) -> Any:
+def _lazy(guarded: _Guarded) -> Any:
     import dask.array as da
 
     meta = np.empty((0,) * guarded.ndim, guarded.dtype)
-    return da.from_array(guarded, chunks=_chunks(guarded, stored), name=False, meta=meta)
+    return da.from_array(guarded, chunks=_chunks(guarded, guarded.stored), name=False, meta=meta)
 
 
 def _named(lazy: Any, dims: tuple[str, ...], attrs: dict[str, Any]) -> "xr.DataArray":

@@ -27,10 +27,13 @@ if (argument == "") {
 if (input == "" || output == "")
     exit("Compare raw and denoised needs input=STACK and output=FOLDER.");
 
-command = newArray(python, "-m", "fiji_bridge.cli", "compare", input, "--out", output);
-if (camera != "") command = Array.concat(command, newArray("--camera", camera));
-if (truth != "") command = Array.concat(command, newArray("--ground-truth", truth));
-print(exec(command));
+// exec takes no array and gives standard output only, so an option with an empty value is as if left out, and
+// --json puts a complaint there too.
+answer = exec(python, "-m", "fiji_bridge.cli", "compare", input, "--json", "--out=" + output,
+    "--camera=" + camera, "--ground-truth=" + truth);
+if (indexOf(answer, "\"error\":") >= 0 || indexOf(answer, "{") < 0)
+    exit("Compare raw and denoised: " + answer);
+print(answer);
 
 // The value of key=value or key=[value with spaces] in an option string; `missing` if it is not there.
 // (List and Dialog do not help: headless macros get one plain string.)

@@ -54,8 +54,8 @@ def spe3(path: Path, frames: np.ndarray, pixel_format: str, metadata_bytes: int)
     footer = (
         '<SpeFormat version="3.0" xmlns="http://www.princetoninstruments.com/spe/2009"><DataFormat>'
         f'<DataBlock type="Frame" count="{count}" pixelFormat="{pixel_format}" size="{size}" '
-        f'stride="{size + metadata_bytes}"><DataBlock type="Region" count="1" width="{width}" height="{height}" '
-        f'size="{size}" stride="{size}"/></DataBlock></DataFormat></SpeFormat>'
+        f'stride="{size + metadata_bytes}"><DataBlock type="Region" count="1" width="{width}" '
+        f'height="{height}" size="{size}" stride="{size}"/></DataBlock></DataFormat></SpeFormat>'
     )
     path.write_bytes(_spe_header(frames, 3.0, 4100 + len(body)) + body + footer.encode())
 
@@ -76,7 +76,8 @@ def czi(path: Path, stack: np.ndarray, pixel_size_nm: float) -> None:
     """Write a stack (t, c, z, y, x) of 16-bit images as CZI, a subblock an image."""
     metre = pixel_size_nm / 1e9
     scaling = "".join(f'<Distance Id="{axis}"><Value>{metre}</Value></Distance>' for axis in "XY")
-    xml = f"<ImageDocument><Metadata><Scaling><Items>{scaling}</Items></Scaling></Metadata></ImageDocument>".encode()
+    text = f"<Metadata><Scaling><Items>{scaling}</Items></Scaling></Metadata>"
+    xml = f"<ImageDocument>{text}</ImageDocument>".encode()
     segments = [("ZISRAWMETADATA", struct.pack("<ii248x", len(xml), 0) + xml)]
     position = 32 + 512 + 32 + len(segments[0][1])
     entries = []

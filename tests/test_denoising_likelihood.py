@@ -37,9 +37,13 @@ def fitted_prior(photons, readout):
 def test_on_counts_the_likelihood_is_the_negative_binomial(mean, shape):
     counts = np.arange(0, 60)
     ours = negative_binomial_nll(
-        torch.as_tensor(counts, dtype=torch.float64), torch.tensor(mean).double(), torch.tensor(shape).double()
+        torch.as_tensor(counts, dtype=torch.float64),
+        torch.tensor(mean).double(),
+        torch.tensor(shape).double(),
     )
-    np.testing.assert_allclose(ours, -stats.nbinom.logpmf(counts, shape, shape / (shape + mean)), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        ours, -stats.nbinom.logpmf(counts, shape, shape / (shape + mean)), rtol=1e-6, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("z", [0, 3, 11])
@@ -117,7 +121,9 @@ def test_balancing_keeps_the_mean():
     readout = Readout(1.0, 0.25)
     balanced = noise.balanced(outputs, photons, readout)
     assert abs(noise.estimate(outputs, photons, readout).mean() - photons.mean()) > 0.1
-    assert balanced.estimate(outputs, photons, readout).mean() == pytest.approx(float(photons.mean()), rel=1e-5)
+    assert balanced.estimate(outputs, photons, readout).mean() == pytest.approx(
+        float(photons.mean()), rel=1e-5
+    )
 
 
 def test_engines_are_registered_by_name():

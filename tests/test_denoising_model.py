@@ -18,7 +18,13 @@ def some_model(camera=None):
     torch.manual_seed(0)
     network = BlindSpotNetwork((4, 6)).eval()
     camera = camera or Camera(offset=99.5, photons_per_adu=0.46, read_noise=1.6, pixel_size_nm=108.0)
-    return Model(network, GammaPoisson(5.0, 1.5, 2.56), camera, {"held_out_nll": 1.25}, {"source": "cell.tif", "steps": 7})
+    return Model(
+        network,
+        GammaPoisson(5.0, 1.5, 2.56),
+        camera,
+        {"held_out_nll": 1.25},
+        {"source": "cell.tif", "steps": 7},
+    )
 
 
 def rewritten(path, tensors=None, **header):
@@ -86,7 +92,9 @@ def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
         text: "is not a model or is damaged",
         cut: "is not a model or is damaged",
         other: "no model of fiji-bridge",
-        rewritten(saved, engine=json.dumps("gauss")): "asks for the denoising engine 'gauss'; there are gamma-poisson",
+        rewritten(
+            saved, engine=json.dumps("gauss")
+        ): "asks for the denoising engine 'gauss'; there are gamma-poisson",
     }
     for path, sentence in cases.items():
         with pytest.raises(FijiBridgeError, match=sentence) as error:
@@ -98,7 +106,9 @@ def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
         {"architecture": "{"},
         {"noise": json.dumps({"size": 3})},
     ):
-        with pytest.raises(FijiBridgeError, match=r"changed\.safetensors is damaged or from another version") as error:
+        with pytest.raises(
+            FijiBridgeError, match=r"changed\.safetensors is damaged or from another version"
+        ) as error:
             load_model(rewritten(saved, **change))
         assert "\n" not in str(error.value)
     with pytest.raises(FijiBridgeError, match="not finite"):

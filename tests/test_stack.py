@@ -352,7 +352,7 @@ def test_any_order_of_axes_in_ome_is_put_right(tmp_path: Path, order: str) -> No
 def ome_set(
     folder: Path, frames: np.ndarray, per_file: int, planned: int | None = None, master: bool = False
 ) -> list[Path]:
-    """Write an OME-TIFF set; with `master` only the first file has the description and the others point to it."""
+    """Write an OME-TIFF set; with `master` the first file has the description and the others point to it."""
     count = -(-len(frames) // per_file)
     names = [f"cells_{number}.ome.tif" for number in range(count)]
     blocks = "".join(
@@ -784,9 +784,9 @@ def test_what_is_interrupted_leaves_the_old_file_and_no_other(
 
 def test_a_file_with_frames_missing_does_not_appear(tmp_path: Path) -> None:
     stack = open_stack(hyperstack(t=4, c=2, y=8, x=8))
-    with pytest.raises(FijiBridgeError, match=r"a\.tif was not written: 4 of 8"):
-        with StackWriter(tmp_path / "a.tif", stack) as writer:
-            writer.write(0, stack[:, 0].to_numpy(), c=0)
+    missing = pytest.raises(FijiBridgeError, match=r"a\.tif was not written: 4 of 8")
+    with missing, StackWriter(tmp_path / "a.tif", stack) as writer:
+        writer.write(0, stack[:, 0].to_numpy(), c=0)
     assert list(tmp_path.iterdir()) == []
 
 

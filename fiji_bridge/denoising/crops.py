@@ -78,9 +78,13 @@ class CropPool:
             camera.check(part)
             chosen = np.sort(rng.choice(part.sizes["t"], max(1, int(share * part.sizes["t"])), replace=False))
             blocks = [camera.to_photons(block) for _, block in frame_blocks(part.isel(t=chosen))]
-            self.frames.append(torch.from_numpy(np.concatenate(blocks).astype(np.float32))[:, None].to(device))
+            self.frames.append(
+                torch.from_numpy(np.concatenate(blocks).astype(np.float32))[:, None].to(device)
+            )
         self.read_variance = [
-            torch.as_tensor(camera.read_variance, dtype=torch.float32).expand(1, *frames.shape[-2:]).to(device)
+            torch.as_tensor(camera.read_variance, dtype=torch.float32)
+            .expand(1, *frames.shape[-2:])
+            .to(device)
             for frames in self.frames
         ]
         self.corners = self._with_signal()
@@ -98,27 +102,33 @@ class CropPool:
             )
             window = (slice(top, top + self.crop), slice(left, left + self.crop))
             parts = [self.frames[group][frame], self.counts[group][frame], self.read_variance[group]]
-            crop = torch.stack([part[(0, *window)].float() for part in parts]).rot90(int(rng.integers(4)), (1, 2))
+            crop = torch.stack([part[(0, *window)].float() for part in parts]).rot90(
+                int(rng.integers(4)), (1, 2)
+            )
             crops.append(crop.flip(2) if rng.integers(2) else crop)
         photons, counts, variance = torch.stack(crops).split(1, dim=1)
         return Batch(photons, Readout(self.excess, variance), counts)
 
     def sample(self, pixels: int = 2**20) -> list[Batch]:
-        """Whole frames spread over the data, some `pixels` together; only pixels trained on count."""
+        """Whole frames spread over the data, some `pixels` together; only pixels to train on count."""
         batches = []
         for frames, counts, variance in zip(self.frames, self.counts, self.read_variance, strict=True):
             wanted = max(1, int(pixels / len(self.frames) / frames[0].numel()))
             for index in np.unique(np.linspace(0, len(frames) - 1, wanted).astype(int)):
                 batches.append(
-                    Batch(frames[index : index + 1], Readout(self.excess, variance[None]), counts[index : index + 1])
+                    Batch(
+                        frames[index : index + 1],
+                        Readout(self.excess, variance[None]),
+                        counts[index : index + 1],
+                    )
                 )
         return batches
 
     def _with_signal(self) -> np.ndarray:
         """Corners (group, frame, top, left) of crops on a grid, without those of little or no signal.
 
-        Signal is the spread of the photons after a 3×3 mean, which molecules and structures widen. The better
-        half of the crops always stays.
+        Signal is the spread of the photons after a 3×3 mean, which molecules and structures widen. A tenth of
+        the crops always stays.
         """
         corners, signals = [], []
         for group, frames in enumerate(self.frames):
@@ -131,7 +141,7 @@ class CropPool:
                         corners.append((group, frame, top, left))
                         signals.append(float(window.std()))
         signal = np.array(signals)
-        return np.array(corners)[signal >= min(LOW_SIGNAL * signal.mean(), float(np.median(signal)))]
+        return np.array(corners)[signal >= min(LOW_SIGNAL * signal.mean(), float(np.quantile(signal, 0.9)))]
 
     def _keep_apart(self, rng: np.random.Generator) -> Batch:
         """Take blocks in the middle of some windows with signal out of training."""
@@ -141,7 +151,9 @@ class CropPool:
         window = min(2 * self.crop, smallest)
         side = max(4, min(window // 2, int((HELD_OUT * total) ** 0.5)))
         blocks = int(np.clip(HELD_OUT * total / side**2, 1, 12))
-        for group, frame, top, left in self.corners[rng.choice(len(self.corners), blocks, replace=len(self.corners) < blocks)]:
+        for group, frame, top, left in self.corners[
+            rng.choice(len(self.corners), blocks, replace=len(self.corners) < blocks)
+        ]:
             height, width = self.frames[group].shape[-2:]
             top, left = min(top, height - window), min(left, width - window)
             margin = (window - side) // 2
@@ -154,7 +166,9 @@ class CropPool:
             batches.append(Batch(self.frames[group][(frame, 0, *outer)][None, None], readout, counts))
         return Batch(
             torch.cat([batch.photons for batch in batches]),
-            Readout(self.excess, torch.cat([torch.as_tensor(batch.readout.read_variance) for batch in batches])),
+            Readout(
+                self.excess, torch.cat([torch.as_tensor(batch.readout.read_variance) for batch in batches])
+            ),
             torch.cat([batch.counts for batch in batches]),
         )
 

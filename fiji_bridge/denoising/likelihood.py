@@ -120,7 +120,9 @@ class GammaPoisson:
         start = 2 * np.log(max(self.center / 2, 0.5))  # a prior as wide as the noise
         shape = (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
         # How much noisier a pixel is than the quietest is known, not learnt, and does not change the width expected.
-        noisier = ((mean + (readout.read_variance / readout.excess - self.floor) / readout.excess) / mean).clamp(min=1e-3)
+        noisier = (
+            (mean + (readout.read_variance / readout.excess - self.floor) / readout.excess) / mean
+        ).clamp(min=1e-3)
         return mean * noisier, shape * noisier.square()
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
@@ -151,7 +153,9 @@ class GammaPoisson:
         for _ in range(20):
             missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / self.excess
             mean, _ = model.prior(outputs, readout)
-            slope = (mean * (1 - model.weight(outputs, readout))).sum()  # of that sum over the log of the scale
+            slope = (
+                mean * (1 - model.weight(outputs, readout))
+            ).sum()  # of that sum over the log of the scale
             model = replace(model, scale=model.scale * float(torch.exp((missing / slope).clamp(-0.1, 0.1))))
         return model
 

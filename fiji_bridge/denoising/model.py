@@ -89,7 +89,9 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         If the file is missing, damaged, no model of ours, or of an engine that this version does not have.
     """
     if not Path(path).is_file():
-        raise FijiBridgeError(f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}; name a model file.")
+        raise FijiBridgeError(
+            f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}; name a model file."
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -97,9 +99,13 @@ def load_model(path: str | os.PathLike[str]) -> Model:
     except OSError as error:
         raise FijiBridgeError(f"Cannot read the model {path}: {error.strerror or error}.") from error
     except safetensors.SafetensorError as error:
-        raise FijiBridgeError(f"{path} is not a model or is damaged ({error}); give a file that train wrote.") from error
+        raise FijiBridgeError(
+            f"{path} is not a model or is damaged ({error}); give a file that train wrote."
+        ) from error
     if header.pop("format", None) != FORMAT:
-        raise FijiBridgeError(f"{path} is a safetensors file but no model of fiji-bridge; give a file that train wrote.")
+        raise FijiBridgeError(
+            f"{path} is a safetensors file but no model of fiji-bridge; give a file that train wrote."
+        )
     try:
         metadata: dict[str, Any] = {key: json.loads(value) for key, value in header.items()}
         kind = noise_model_class(metadata.pop("engine"), str(path))
@@ -133,7 +139,9 @@ def noise_model_class(engine: str, where: str = "the engine option") -> type[Noi
         If there is none of that name.
     """
     if engine not in ENGINES:
-        raise FijiBridgeError(f"{where} asks for the denoising engine {engine!r}; there are {', '.join(ENGINES)}.")
+        raise FijiBridgeError(
+            f"{where} asks for the denoising engine {engine!r}; there are {', '.join(ENGINES)}."
+        )
     return ENGINES[engine]
 
 
@@ -152,7 +160,9 @@ def choose_device(device: str | None) -> torch.device:
         return torch.device(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise FijiBridgeError(f"The device {device!r} cannot be used ({reason}); choose cpu or leave it out.") from error
+        raise FijiBridgeError(
+            f"The device {device!r} cannot be used ({reason}); choose cpu or leave it out."
+        ) from error
 
 
 def readout_of(camera: Camera, device: torch.device) -> Readout:
@@ -166,4 +176,6 @@ def readout_of(camera: Camera, device: torch.device) -> Readout:
 def camera_matches(camera: Camera, shape: tuple[int, int]) -> Mapping[str, tuple[int, ...]]:
     """Maps of the camera whose shape is not that of the frames."""
     maps = {name: getattr(camera, name) for name in MAPS}
-    return {name: values.shape for name, values in maps.items() if values is not None and values.shape != shape}
+    return {
+        name: values.shape for name, values in maps.items() if values is not None and values.shape != shape
+    }

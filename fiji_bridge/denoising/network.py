@@ -19,7 +19,9 @@ class UpwardConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, keeping height and width."""
-        return F.leaky_relu(F.conv2d(F.pad(x, (0, 0, 2, 0)), self.weight, self.bias, padding=(0, 1)), SLOPE, True)
+        return F.leaky_relu(
+            F.conv2d(F.pad(x, (0, 0, 2, 0)), self.weight, self.bias, padding=(0, 1)), SLOPE, True
+        )
 
 
 class BlindSpotNetwork(nn.Module):
@@ -70,7 +72,9 @@ class BlindSpotNetwork(nn.Module):
         """How far a pixel sees, in pixels, rounded up to a multiple of `stride`."""
         inner = range(1, len(self.features) - 1)
         # Two rows for each convolution; at each change of scale, two more.
-        reach = 5 if len(self.features) == 1 else 1 + 10 + sum(8 * 2**level for level in inner) + 2 * self.stride
+        reach = (
+            5 if len(self.features) == 1 else 1 + 10 + sum(8 * 2**level for level in inner) + 2 * self.stride
+        )
         return -(-reach // self.stride) * self.stride
 
     def architecture(self) -> dict[str, object]:

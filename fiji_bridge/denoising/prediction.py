@@ -121,9 +121,13 @@ class _Worker:
         together = max(1, PIXELS_AT_ONCE // side**2)
         for first in range(0, len(block), together):
             adu = block[first : first + together]
-            photons = torch.from_numpy(np.asarray(self.camera.to_photons(adu), np.float32))[:, None].to(self.device)
+            photons = torch.from_numpy(np.asarray(self.camera.to_photons(adu), np.float32))[:, None].to(
+                self.device
+            )
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                outputs = tiled_outputs(self.network, self.noise.normalize(photons), self.symmetries, self.tile)
+                outputs = tiled_outputs(
+                    self.network, self.noise.normalize(photons), self.symmetries, self.tile
+                )
             result = self.noise.estimate(outputs, photons, self.readout, self.estimator)
             yield first, np.asarray(self.camera.to_adu(result[:, 0].cpu().numpy()), np.float32)
 

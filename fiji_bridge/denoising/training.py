@@ -122,7 +122,9 @@ def train(
             raise FijiBridgeError(f"{name} is {value}; give a positive number.")
     kind = noise_model_class(engine)
     if model is not None and model.noise.engine != engine:
-        raise FijiBridgeError(f"The model to go on from is of engine {model.noise.engine!r}, not {engine!r}; name its engine.")
+        raise FijiBridgeError(
+            f"The model to go on from is of engine {model.noise.engine!r}, not {engine!r}; name its engine."
+        )
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
     schedule = Schedule(steps or 20_000, max_minutes, batch, learning_rate)
@@ -151,7 +153,7 @@ def train(
             if len(failures) == 2 or spent > 0.9:
                 raise FijiBridgeError(
                     f"Training on {opened[0].attrs.get('source', 'the stack')} collapsed: {collapse}; check the camera"
-                    " (offset, gain, read noise) or leave this stack as it is."
+                    " (offset, gain, read noise), train longer, or leave this stack as it is."
                 ) from None
             schedule = replace(schedule, learning_rate=schedule.learning_rate / 3)
     balanced, ratio = _balance(run.best, noise, pool)
@@ -164,7 +166,13 @@ class _Run:
     """One attempt at training."""
 
     def __init__(
-        self, network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool, schedule: Schedule, seed: int, began: float
+        self,
+        network: BlindSpotNetwork,
+        noise: NoiseModel,
+        pool: CropPool,
+        schedule: Schedule,
+        seed: int,
+        began: float,
     ) -> None:
         self.noise, self.pool, self.schedule, self.began = noise, pool, schedule, began
         self.network = network.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -321,23 +329,33 @@ def _trivial_nll(noise: NoiseModel, pool: CropPool) -> float:
 def _balance(network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool) -> tuple[NoiseModel, float]:
     """Make the mean of the denoised data that of the raw; and that ratio on the held-out pixels, in photons."""
 
-    def select(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Readout]:
-        parts = []
+    def outputs(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Readout, Tensor]:
+        """All pixels in a row, as images of one pixel."""
+        rows = []
         for batch in batches:
-            outputs = symmetric_outputs(network, noise.normalize(batch.photons))
-            chosen = (batch.counts > 0)[:, 0]
-            variance = torch.as_tensor(batch.readout.read_variance, device=chosen.device).expand_as(batch.photons)
-            parts.append((outputs.movedim(1, -1)[chosen], batch.photons[:, 0][chosen], variance[:, 0][chosen]))
-        outputs, photons, variance = (torch.cat(part) for part in zip(*parts, strict=True))
-        # Pixels in a row, as images of one pixel.
-        return outputs[..., None, None], photons[:, None, None, None], Readout(pool.excess, variance[:, None, None, None])
+            predicted = symmetric_outputs(network, noise.normalize(batch.photons)).movedim(1, -1)
+            variance = torch.as_tensor(batch.readout.read_variance).expand_as(batch.photons)
+            rows.append(
+                (predicted.flatten(0, 2), batch.photons.flatten(), variance.flatten(), batch.counts.flatten())
+            )
+        predicted, photons, variance, counts = (torch.cat(part) for part in zip(*rows, strict=True))
+        each = (slice(None), None, None, None)
+        return (
+            predicted[..., None, None],
+            photons[each],
+            Readout(pool.excess, variance[each]),
+            counts[each] > 0,
+        )
 
-    balanced = noise.balanced(*select(pool.sample()))
-    outputs, photons, readout = select([pool.held_out])
-    denoised = balanced.estimate(outputs, photons, readout, balanced.estimators[0])
-    return balanced, float(denoised.double().mean() / photons.double().mean())
+    *everything, _ = outputs(pool.sample())
+    balanced = noise.balanced(*everything)
+    predicted, photons, readout, counts = outputs([pool.held_out])
+    denoised = balanced.estimate(predicted, photons, readout, balanced.estimators[0])
+    return balanced, float(denoised[counts].double().mean() / photons[counts].double().mean())
 
 
 def _open(stacks: Any) -> list[xr.DataArray]:
-    several = isinstance(stacks, (list, tuple)) and stacks and all(isinstance(s, xr.DataArray) for s in stacks)
+    several = (
+        isinstance(stacks, (list, tuple)) and stacks and all(isinstance(s, xr.DataArray) for s in stacks)
+    )
     return list(stacks) if several else [stacks if isinstance(stacks, xr.DataArray) else open_stack(stacks)]

@@ -39,22 +39,24 @@ def read(path: Path) -> Recording:
     """Open a TIFF; of a set of OME-TIFF files any one gives the whole, of several positions its own."""
     with tifffile.TiffFile(path) as tif:
         master = _ome_master(tif, path)
-    return _read(path if master is None else master, path)
+        if master is None:
+            return _read(tif, path)
+    with tifffile.TiffFile(master) as tif:
+        return _read(tif, path)
 
 
-def _read(path: Path, opened: Path) -> Recording:
-    """Read the set that `path` describes, of which the user opened the file `opened`."""
-    with tifffile.TiffFile(path) as tif:
-        if not tif.pages:
-            raise truncated(path, "no image can be found in it")
-        _require_grey(tif.pages.first, path)
-        found = _only_image(tif, opened)
-        _require_whole_list(tif, found, path)
-        _require_set(tif, path)
-        found = _without_unrecorded(found, path)
-        images = _Images(found, path)
-        data = Planes(found.sizes, found.plane, images.dtype, images.read)
-        return Recording(data, found.axes, _pixel_size(tif), tuple(dict.fromkeys(images.paths)))
+def _read(tif: tifffile.TiffFile, path: Path) -> Recording:
+    """Read a file, or a set that `path` is one file of."""
+    if not tif.pages:
+        raise truncated(path, "no image can be found in it")
+    _require_grey(tif.pages.first, path)
+    found = _only_image(tif, path)
+    _require_whole_list(tif, found, path)
+    _require_set(tif, path)
+    found = _without_unrecorded(found, path)
+    images = _Images(found, path)
+    data = Planes(found.sizes, found.plane, images.dtype, images.read)
+    return Recording(data, found.axes, _pixel_size(tif), tuple(dict.fromkeys(images.paths)))
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,8 @@ class _Images:
         else:
             self._starts = [page.dataoffsets[0] if len(page.dataoffsets) else 0 for page in pages]
         self._pages = pages
-        files = {id(page.parent): Path(page.parent.filehandle.path) for page in pages}
+        parents = {id(page.parent): page.parent for page in found.pages}
+        files = {number: Path(parent.filehandle.path) for number, parent in parents.items()}
         self.paths = [files[id(page.parent)] for page in pages]
         if self._raw:
             ends = [start + nbytes if start else 0 for start in self._starts]
