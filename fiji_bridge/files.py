@@ -40,7 +40,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if partial.is_dir() and target.is_dir():
             old = partial.with_name(f"{partial.name}.old")
             target.replace(old)  # a folder cannot be renamed over another
-            partial.replace(target)
+            try:
+                partial.replace(target)
+            except BaseException:
+                old.replace(target)
+                raise
             remove(old)
         else:
             partial.replace(target)
@@ -84,10 +88,10 @@ def _replaceable(folder: Path) -> bool:
 def remove(path: Path) -> None:
     """Delete a file or a folder if it is there."""
     if path.is_dir():
-        for _ in range(40):  # zarr's threads may still write chunks after an error, for a moment
+        for _ in range(40):
             shutil.rmtree(path, ignore_errors=True)
+            time.sleep(0.05)  # a thread of zarr's may still write the chunk that was interrupted
             if not path.exists():
                 return
-            time.sleep(0.05)
     else:
         path.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ class StackWriter:
 
     def __init__(self, path: str | os.PathLike[str], like: "xr.DataArray", dtype: Any = "float32") -> None:
         self._path = Path(path)
-        self._dtype = np.dtype(dtype)
+        self._dtype = np.dtype(dtype).newbyteorder("=")
         if not self._path.name.lower().endswith((".tif", ".tiff", ".zarr")):
             raise FijiBridgeError(f"Cannot write {self._path}: its name must end in .tif, .ome.tif or .zarr.")
         if self._dtype.name not in DTYPES:
@@ -221,11 +221,13 @@ class _ZarrTarget:
         from numcodecs import Zstd
 
         self._images = [sizes[dim] for dim in "tzc"]
-        self._dims = [dim for dim in "tcz" if sizes[dim] > 1] or ["t"]
+        slices = sizes["z"] > 1 and sizes["t"] == sizes["c"] == 1
+        self._moving = "z" if slices else "t"
+        self._dims = ["z"] if slices else ["t", *(dim for dim in "cz" if sizes[dim] > 1)]
         dims = [*self._dims, "y", "x"]
         frames = max(1, ZARR_CHUNK_BYTES // (sizes["y"] * sizes["x"] * dtype.itemsize))
-        moving = "z" if self._dims == ["z"] else "t"
-        chunk = {"t": 1, "z": 1, "c": 1, "y": sizes["y"], "x": sizes["x"], moving: min(frames, sizes[moving])}
+        self._frames = min(frames, sizes[self._moving])
+        chunk = {**sizes, "t": 1, "c": 1, "z": 1, self._moving: self._frames}
         group = zarr.open_group(str(path), mode="w", zarr_format=2)
         self._array = group.create_array(
             "0",
@@ -240,9 +242,17 @@ class _ZarrTarget:
     def write(self, numbers: range, block: np.ndarray) -> None:
         if not numbers:
             return
-        places = dict(zip("tzc", np.unravel_index(np.asarray(numbers), self._images), strict=True))
-        key = tuple(slice(int(places[dim][0]), int(places[dim][-1]) + 1) for dim in self._dims)
-        self._array[key] = block.reshape(*(part.stop - part.start for part in key), *block.shape[1:])
+        place = {
+            dim: int(at) for dim, at in zip("tzc", np.unravel_index(numbers[0], self._images), strict=True)
+        }
+        first = place[self._moving]
+        start = first
+        while start < first + len(block):
+            # one chunk after another: zarr's threads must not go on writing after an error
+            stop = min((start // self._frames + 1) * self._frames, first + len(block))
+            key = tuple(slice(start, stop) if dim == self._moving else place[dim] for dim in self._dims)
+            self._array[key] = block[start - first : stop - first]
+            start = stop
 
     def close(self) -> None:
         """Have nothing to close: each chunk is a file of its own."""
@@ -266,5 +276,5 @@ def _cast(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Convert pixels, rounding and clipping where an integer dtype cannot hold them."""
     if dtype.kind in "iu" and block.dtype != dtype:
         limits = np.iinfo(dtype)
-        return np.clip(np.rint(block), limits.min, limits.max).astype(dtype)
+        return np.clip(np.rint(block.astype(np.float64)), limits.min, limits.max).astype(dtype)
     return block.astype(dtype, copy=False)

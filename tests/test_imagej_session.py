@@ -62,15 +62,15 @@ def test_process_ends_promptly_with_its_own_status_though_imagej_leaves_threads(
     done = run(SMOOTHES + last_line)
     ended = time.time()
     assert done.returncode == status, done.stderr
-    assert ended - float(done.stdout.split()[-1]) < 3
+    assert ended - float(done.stdout.split()[-1]) < 5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="sends a POSIX signal")
 def test_ctrl_c_is_pythons_keyboard_interrupt(imagej):
     # A test run in the background has Ctrl-C ignored, which a new process inherits.
-    script = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    script += "from fiji_bridge.imagej import session\nsession.start()\nprint('ready', flush=True)\n"
-    script += "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: raise SystemExit(130)"
+    script = "import signal, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from fiji_bridge.imagej import session\nsession.start()\ntry:\n print('ready', flush=True)\n"
+    script += " time.sleep(60)\nexcept KeyboardInterrupt: raise SystemExit(130)"
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "ready"
     process.send_signal(signal.SIGINT)

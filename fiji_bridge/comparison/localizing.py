@@ -23,7 +23,7 @@ COARSE_FACTORS = 2.0 ** (np.arange(-2, 4) / 2)
 """The sweep of such detectors, for which each threshold is a run of its own."""
 
 PILOT_FRAMES = 3
-PILOTS = tuple(float(factor) for factor in FACTORS[[7, 4, 0]])
+PILOTS = tuple(float(factor) for factor in FACTORS[[14, 8, 0]])
 
 CROWD, SPACING = 2.0, 14
 """A sweep starts where a pilot finds no more than `CROWD` times the molecules of the user's own threshold, or

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[np.float64]
 
-FACTORS: Array = 2.0 ** (np.arange(-10, 13) / 3)
-"""Factors of the user's threshold, a third of an octave apart, from a tenth to sixteen; 1 is among them."""
+FACTORS: Array = 2.0 ** (np.arange(-20, 25) / 6)
+"""Factors of the user's threshold, a sixth of an octave apart, from a tenth to sixteen; 1 is among them."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising.likelihood import Readout
@@ -134,7 +134,7 @@ class CropPool:
         for group, frames in enumerate(self.frames):
             rows, columns = (_grid(side, self.crop) for side in frames.shape[-2:])
             for frame, image in enumerate(frames):
-                smooth = F.avg_pool2d(image, 3, 1)[0]
+                smooth = avg_pool2d(image, 3, 1)[0]
                 for top in rows:
                     for left in columns:
                         window = smooth[top : top + self.crop - 2, left : left + self.crop - 2]

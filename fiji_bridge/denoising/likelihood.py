@@ -1,4 +1,4 @@
-"""Noise models: what a network's output says about a pixel, and what a pixel's value then says about its light.
+"""Noise models: what a network's output says about a pixel, and what its value then says about its light.
 
 A noise model is one class behind the protocol `NoiseModel` and one line in `ENGINES`.
 """
@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import softplus
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,22 @@ class NoiseModel(Protocol):
         ...
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """The model whose estimates keep the mean of these images."""
+        """Correct the model so that its estimates keep the mean of these images."""
         ...
 
 
 @dataclass(frozen=True)
 class GammaPoisson:
-    r"""Poisson light under a Gamma prior: equations 3 to 5 of the Gamma-Poisson paper.
+    """Poisson light under a Gamma prior: equations 3 to 5 of the Gamma-Poisson paper.
 
-    With read variance σ² and excess noise F², the value z of a pixel of mean λ photons has variance F²λ + σ². The
-    model works on :math:`y = (z + σ²/F²)/F²`, whose mean and variance are equal, as a Poisson variable's are. The
-    change is linear, so nothing is clipped. The network gives, for each pixel, the mean m and the shape α of a
-    Gamma prior of rate β = α/m:
+    With read variance σ² and excess noise F², the value z of a pixel of mean λ photons has variance
+    F²λ + σ². The model works on y = (z + σ²/F²)/F², whose mean and variance are equal, as a Poisson
+    variable's are. The change is linear, so nothing is clipped. The network gives, for each pixel, the
+    mean m and the shape α of a Gamma prior of rate β = α/m.
 
-    * for α fixed the gradient of the likelihood over m is α(y − m)/(m(α + m)), linear in y. So the best m
-      is the mean of y given its surroundings, whatever the distribution of y: no bias from read noise;
-    * y is not bounded below by 0, where log Γ(α + y) has its poles. Only the choice of α depends on it, and
-      it is continued there by its expansion for large α, which depends on the mean and the variance of y alone.
+    At fixed α the likelihood's derivative over m is α(y − m)/(m(α + m)), linear in y. So the best m is the
+    mean of y given its surroundings, however y is distributed: read noise leaves no bias. Where y is
+    negative, log Γ(α + y) has poles; it matters only for α, and `negative_binomial_nll` continues it.
 
     Attributes
     ----------
@@ -114,15 +113,14 @@ class GammaPoisson:
     def prior(self, outputs: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
         """Mean of the Gamma prior of y and its shape α, as float64."""
         root, shape = outputs.double().split(1, dim=1)
-        # The square of a positive root: the noise of a root is the same everywhere, and so is its gradient's size.
-        mean = self.scale * (F.softplus(root * self.spread + self.center, beta=4) / 2).square() + 1e-6
+        # The square of a positive root, since a root's noise, and so its gradient, is of one size everywhere.
+        mean = self.scale * (softplus(root * self.spread + self.center, beta=4) / 2).square() + 1e-6
         middle, half = 0.5 * (LOG_SHAPE[1] + LOG_SHAPE[0]), 0.5 * (LOG_SHAPE[1] - LOG_SHAPE[0])
         start = 2 * np.log(max(self.center / 2, 0.5))  # a prior as wide as the noise
         shape = (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
-        # How much noisier a pixel is than the quietest is known, not learnt, and does not change the width expected.
-        noisier = (
-            (mean + (readout.read_variance / readout.excess - self.floor) / readout.excess) / mean
-        ).clamp(min=1e-3)
+        # How much noisier a pixel is than the quietest is known, not learnt, and leaves the prior's width alone.
+        extra = (readout.read_variance / readout.excess - self.floor) / readout.excess
+        noisier = (1 + extra / mean).clamp(min=1e-3)
         return mean * noisier, shape * noisier.square()
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
@@ -131,7 +129,7 @@ class GammaPoisson:
         return negative_binomial_nll(_poisson_like(photons, readout), mean, shape)
 
     def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
-        """Posterior mean (equation 5), maximum of the posterior (``map``) or mean of the prior (``prior``)."""
+        """Posterior mean (equation 5), the posterior's maximum (``map``) or the prior's mean (``prior``)."""
         mean, shape = self.prior(outputs, readout)
         y, rate = _poisson_like(photons, readout), shape / mean
         if estimator == "mean":
@@ -164,8 +162,9 @@ def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     """Equation 4 with β = α/mean, for real y: the Gamma prior integrated over gives a negative binomial.
 
     Below 0, where log Γ(α + y) − log Γ(α) would meet a pole and reward ever wider priors, its expansion for
-    large α takes over: y log α + y(y − 1)/2α, kept finite for small α. Terms in the mean are left as they are, so
-    that its estimate stays unbiased. log Γ(y + 1), which no parameter depends on, counts as 0 below 0.
+    large α takes over, which knows y by its mean and variance alone: y log α + y(y − 1)/2α, kept finite for
+    small α. Terms in the mean are left as they are, so that its estimate stays unbiased. log Γ(y + 1), which
+    no parameter depends on, counts as 0 below 0.
     """
     above = y.clamp(min=0)
     gammas = torch.lgamma(shape + above) - torch.lgamma(shape) - torch.lgamma(above + 1)

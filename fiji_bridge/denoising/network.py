@@ -1,10 +1,11 @@
 """The blind-spot network: each pixel is predicted from its surroundings and never from itself."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 SLOPE = 0.1
 
@@ -19,8 +20,10 @@ class UpwardConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, keeping height and width."""
-        return F.leaky_relu(
-            F.conv2d(F.pad(x, (0, 0, 2, 0)), self.weight, self.bias, padding=(0, 1)), SLOPE, True
+        return functional.leaky_relu(
+            functional.conv2d(functional.pad(x, (0, 0, 2, 0)), self.weight, self.bias, padding=(0, 1)),
+            SLOPE,
+            True,
         )
 
 
@@ -47,17 +50,13 @@ class BlindSpotNetwork(nn.Module):
         self.features, self.hidden, self.outputs = tuple(features), head, outputs
         finest = features[0]
         self.stem = nn.Sequential(UpwardConv(1, finest), UpwardConv(finest, finest))
-        scales = list(zip(features[:-1], features[1:], strict=True))
+        scales = list(pairwise(features))
         self.down = nn.ModuleList(UpwardConv(fine, coarse) for fine, coarse in scales)
         self.up = nn.ModuleList(
             nn.Sequential(UpwardConv(coarse + fine, fine), UpwardConv(fine, fine)) for fine, coarse in scales
         )
-        self.mix = nn.Sequential(
-            nn.Conv2d(4 * finest, head, 1),
-            nn.LeakyReLU(SLOPE, True),
-            nn.Conv2d(head, head // 2, 1),
-            nn.LeakyReLU(SLOPE, True),
-        )
+        self.mix = nn.Conv2d(4 * finest, head, 1)
+        self.refine = nn.Sequential(nn.Conv2d(head, head // 2, 1), nn.LeakyReLU(SLOPE, True))
         self.last = nn.Conv2d(head // 2, outputs, 1)
         nn.init.normal_(self.last.weight, std=1e-2)
         nn.init.zeros_(torch.jit.annotate(Tensor, self.last.bias))
@@ -78,11 +77,11 @@ class BlindSpotNetwork(nn.Module):
         return -(-reach // self.stride) * self.stride
 
     def architecture(self) -> dict[str, object]:
-        """What is needed to build the same network: keyword arguments of this class."""
+        """Give what builds the same network: keyword arguments of this class."""
         return {"features": list(self.features), "head": self.hidden, "outputs": self.outputs}
 
-    def half_planes(self, x: Tensor) -> list[Tensor]:
-        """Features of the four half-planes, each in the orientation of its rotation undone.
+    def half_planes(self, x: Tensor) -> Tensor:
+        """Features of the four half-planes around each pixel.
 
         Parameters
         ----------
@@ -91,19 +90,25 @@ class BlindSpotNetwork(nn.Module):
 
         Returns
         -------
-        list of torch.Tensor
-            Four times (n, features[0], height, width), by rotation of 0, 90, 180 and 270 degrees.
+        torch.Tensor
+            (n, 4 · features[0], height, width): those of the image turned by 0, 90, 180 and 270 degrees, turned back.
         """
         turned = [x.rot90(k, (2, 3)).contiguous(memory_format=torch.channels_last) for k in range(4)]
         if torch.is_grad_enabled() and x.shape[-1] == x.shape[-2]:
             branches = self._look_up(torch.cat(turned)).chunk(4)
         else:  # one rotation at a time takes a quarter of the memory, and need not be square
             branches = tuple(self._look_up(image) for image in turned)
-        return [branch.rot90(-k, (2, 3)) for k, branch in enumerate(branches)]
+        return torch.cat([branch.rot90(-k, (2, 3)) for k, branch in enumerate(branches)], dim=1)
 
-    def combine(self, half_planes: Sequence[Tensor]) -> Tensor:
-        """Parameters of the prior (n, outputs, height, width) from the four half-planes."""
-        features = self.mix(torch.cat(list(half_planes), dim=1))
+    def combine(self, half_planes: Tensor, turn: int = 0) -> Tensor:
+        """Parameters of the prior (n, outputs, height, width) from the four half-planes.
+
+        An image turned by 90° has the same half-planes, one place on; `turn` quarter turns are undone in the result.
+        """
+        weight = self.mix.weight.roll(turn * self.features[0], dims=1)
+        features = self.refine(
+            functional.leaky_relu(functional.conv2d(half_planes, weight, self.mix.bias), SLOPE, True)
+        )
         with torch.autocast(features.device.type, enabled=False):  # bfloat16 would round the mean to 0.4%
             result: Tensor = self.last(features.float())
         return result
@@ -116,18 +121,18 @@ class BlindSpotNetwork(nn.Module):
     def pad(self, x: Tensor) -> Tensor:
         """Extend to multiples of `stride` with zeros, to the right and below."""
         height, width = x.shape[-2:]
-        return F.pad(x, (0, -width % self.stride, 0, -height % self.stride))
+        return functional.pad(x, (0, -width % self.stride, 0, -height % self.stride))
 
     def _look_up(self, x: Tensor) -> Tensor:
         """Features of the rows strictly above each pixel."""
         scales = [self.stem(x)]
         for down in self.down:
-            scales.append(down(F.max_pool2d(_shift_down(scales[-1]), 2)))
+            scales.append(down(functional.max_pool2d(_shift_down(scales[-1]), 2)))
         x = scales.pop()
         for up in reversed(self.up):
-            x = up(torch.cat([F.interpolate(x, scale_factor=2.0), scales.pop()], dim=1))
+            x = up(torch.cat([functional.interpolate(x, scale_factor=2.0), scales.pop()], dim=1))
         return _shift_down(x)
 
 
 def _shift_down(x: Tensor) -> Tensor:
-    return F.pad(x, (0, 0, 1, -1))
+    return functional.pad(x, (0, 0, 1, -1))

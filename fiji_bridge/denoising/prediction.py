@@ -144,7 +144,7 @@ def symmetric_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8)
     for mirrored in range(2 if symmetries == 8 else 1):
         planes = network.half_planes(padded.flip(3) if mirrored else padded)
         for turn in range(4 if symmetries > 1 else 1):
-            outputs = network.combine(planes[turn:] + planes[:turn])
+            outputs = network.combine(planes, turn)
             total = total.to(outputs) + (outputs.flip(3) if mirrored else outputs)
     return total[..., :height, :width] / symmetries
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from fiji_bridge.camera import Camera, estimate_camera
 from fiji_bridge.denoising.crops import Batch, CropPool
@@ -307,7 +307,7 @@ def _trivial_nll(noise: NoiseModel, pool: CropPool) -> float:
     table = torch.zeros(2, noise.outputs, dtype=torch.float64, requires_grad=True)
 
     def mean_nll(batch: Batch) -> Tensor:
-        seen = F.conv2d(noise.normalize(batch.photons), ring.to(batch.photons.device), padding=1)
+        seen = conv2d(noise.normalize(batch.photons), ring.to(batch.photons.device), padding=1)
         slope, start = table.to(seen.device)[:, None, :, None, None]
         return _mean_nll(seen.double() * slope + start, noise, batch)
 

@@ -163,7 +163,7 @@ def training(report: Mapping[str, Any]) -> str:
 
 def _curve(axes: "Axes", way: str, x: Sequence[float], y: Sequence[float]) -> None:
     y = [np.nan if value is None else value for value in y]
-    axes.plot(x, y, color=STAND_INS[way], ls=DASHES[way], marker=MARKERS[way], label=WAYS[way])
+    axes.plot(x, y, color=STAND_INS[way], ls=DASHES[way], marker=MARKERS[way], markevery=2, label=WAYS[way])
 
 
 def _threshold_axis(axes: "Axes") -> None:

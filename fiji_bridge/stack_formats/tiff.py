@@ -169,17 +169,22 @@ def _require_whole_list(tif: tifffile.TiffFile, found: _Found, path: Path) -> No
 
 
 def _require_set(tif: tifffile.TiffFile, path: Path) -> None:
-    """Refuse a set of OME-TIFF files of which one is missing."""
+    """Refuse an image of which a file is missing; other positions' files need not be there."""
     if not tif.is_ome:
         return
     root = xml(tif.ome_metadata)
-    names = {uuid.text: uuid.get("FileName", "") for uuid in root.iterfind(".//{*}UUID")}
-    names.pop(root.get("UUID"), None)
-    if root.get("UUID") is None and len(names) < 2:
-        return  # one file alone, perhaps renamed
-    for name in names.values():
-        if name and not path.with_name(name).is_file():
-            raise FijiBridgeError(f"{path} is one of a set and {name} is missing; put it in the same folder.")
+    own = root.get("UUID")
+    images = [
+        {uuid.text: uuid.get("FileName", "") for uuid in image.iterfind(".//{*}UUID")}
+        for image in root.iterfind("{*}Image")
+    ]
+    mine = [files for files in images if path.name in files.values()]
+    for files in mine or [files for files in images if own in files]:  # the second of a file that was renamed
+        for uuid, name in files.items():
+            if uuid != own and name and not path.with_name(name).is_file():
+                raise FijiBridgeError(
+                    f"{path} is one of a set and {name} is missing; put it in the same folder."
+                )
 
 
 def _without_unrecorded(found: _Found, path: Path) -> _Found:
