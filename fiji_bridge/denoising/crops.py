@@ -20,14 +20,15 @@ POOL_PIXELS = 2**26
 LOW_SIGNAL = 0.3
 """Crops with less structure than this share of the average crop's are left out."""
 HELD_OUT = 0.05
-"""Share of the pixels that is kept apart."""
+"""Share of the pixels that is kept apart, in at most `BLOCKS` blocks."""
+BLOCKS = 12
 SMALLEST = 16
 """Side of the smallest image to train on [pixels]."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Crops (n, 1, y, x) in photons, the noise of their pixels, and which pixels count (1 or 0)."""
+    """Images (n, 1, y, x) in photons, the noise of their pixels, and which pixels count (1 or 0)."""
 
     photons: Tensor
     readout: Readout
@@ -51,6 +52,18 @@ class CropPool:
         Side of a crop [pixels]; smaller images give smaller crops.
     progress
         Called while reading.
+
+    Attributes
+    ----------
+    corners
+        Crops with signal: (group, frame, top, left), a group being a stack, or one channel and z of it.
+    held_out
+        Windows whose middles are never trained on; only these count.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the images are too small, or the camera cannot have recorded them.
     """
 
     def __init__(
@@ -62,117 +75,103 @@ class CropPool:
         crop: int,
         progress: Progress,
     ) -> None:
-        series = [part for stack in stacks for _, part in positions(stack)]
-        smallest = min(min(part.sizes["y"], part.sizes["x"]) for part in series)
-        if smallest < SMALLEST:
+        groups = [part for stack in stacks for _, part in positions(stack)]
+        self._smallest = min(min(part.sizes["y"], part.sizes["x"]) for part in groups)
+        if self._smallest < SMALLEST:
             raise FijiBridgeError(
-                f"{series[0].attrs.get('source', 'The stack')} has images of {smallest} pixels across;"
+                f"{groups[0].attrs.get('source', 'The stack')} has images of {self._smallest} pixels across;"
                 f" training needs at least {SMALLEST}."
             )
-        self.crop = min(crop, smallest)
+        self.crop = min(crop, self._smallest)
         self.excess = camera.excess_noise
-        self.frames: list[Tensor] = []
-        share = min(1.0, POOL_PIXELS / sum(part.size for part in series))
-        for done, part in enumerate(series):
-            progress("Reading frames", done, len(series))
+        share = min(1.0, POOL_PIXELS / sum(part.size for part in groups))
+        # Each group is a tensor (3, t, y, x), the read variance only expanded: photons, which pixels count, variance.
+        self._photons, self._counts, self._variance = [], [], []
+        for done, part in enumerate(groups):
+            progress("Reading frames", done, len(groups))
             camera.check(part)
-            chosen = np.sort(rng.choice(part.sizes["t"], max(1, int(share * part.sizes["t"])), replace=False))
-            blocks = [camera.to_photons(block) for _, block in frame_blocks(part.isel(t=chosen))]
-            self.frames.append(
-                torch.from_numpy(np.concatenate(blocks).astype(np.float32))[:, None].to(device)
-            )
-        self.read_variance = [
-            torch.as_tensor(camera.read_variance, dtype=torch.float32)
-            .expand(1, *frames.shape[-2:])
-            .to(device)
-            for frames in self.frames
-        ]
+            if share < 1:
+                few = max(1, int(share * part.sizes["t"]))
+                part = part.isel(t=np.sort(rng.choice(part.sizes["t"], few, replace=False)))
+            blocks = [np.asarray(camera.to_photons(block), np.float32) for _, block in frame_blocks(part)]
+            photons = torch.from_numpy(np.concatenate(blocks)).to(device)
+            variance = torch.as_tensor(camera.read_variance, dtype=torch.float32, device=device)
+            self._photons.append(photons)
+            self._counts.append(torch.ones_like(photons, dtype=torch.bool))
+            self._variance.append(variance.expand(photons.shape[1:]))
         self.corners = self._with_signal()
-        self.counts = [torch.ones_like(frames, dtype=torch.bool) for frames in self.frames]
         self.held_out = self._keep_apart(rng)
 
     def draw(self, rng: np.random.Generator, number: int) -> Batch:
-        """Random crops, turned and mirrored at random."""
+        """Cut random crops, turned and mirrored at random; pixels kept apart do not count."""
         crops = []
-        for group, frame, top, left in self.corners[rng.integers(len(self.corners), size=number)]:
-            height, width = self.frames[group].shape[-2:]
+        for group, frame, *corner in self.corners[rng.integers(len(self.corners), size=number)]:
+            half = self.crop // 2
             top, left = (
-                int(np.clip(corner + rng.integers(-self.crop // 2, self.crop // 2 + 1), 0, side - self.crop))
-                for corner, side in ((top, height), (left, width))
+                int(np.clip(start + rng.integers(-half, half + 1), 0, side - self.crop))
+                for start, side in zip(corner, self._photons[group].shape[1:], strict=True)
             )
-            window = (slice(top, top + self.crop), slice(left, left + self.crop))
-            parts = [self.frames[group][frame], self.counts[group][frame], self.read_variance[group]]
-            crop = torch.stack([part[(0, *window)].float() for part in parts]).rot90(
-                int(rng.integers(4)), (1, 2)
-            )
+            crop = self._cut(group, frame, top, left, self.crop).rot90(int(rng.integers(4)), (1, 2))
             crops.append(crop.flip(2) if rng.integers(2) else crop)
-        photons, counts, variance = torch.stack(crops).split(1, dim=1)
-        return Batch(photons, Readout(self.excess, variance), counts)
+        return self._batch(crops)
 
-    def sample(self, pixels: int = 2**20) -> list[Batch]:
-        """Whole frames spread over the data, some `pixels` together; only pixels to train on count."""
+    def sample(self, pixels: int) -> list[Batch]:
+        """Give whole frames spread over the data, at most some `pixels` but one frame of each group."""
         batches = []
-        for frames, counts, variance in zip(self.frames, self.counts, self.read_variance, strict=True):
-            wanted = max(1, int(pixels / len(self.frames) / frames[0].numel()))
-            for index in np.unique(np.linspace(0, len(frames) - 1, wanted).astype(int)):
-                batches.append(
-                    Batch(
-                        frames[index : index + 1],
-                        Readout(self.excess, variance[None]),
-                        counts[index : index + 1],
-                    )
-                )
+        for photons, counts, variance in zip(self._photons, self._counts, self._variance, strict=True):
+            number = min(len(photons), max(1, pixels // len(self._photons) // photons[0].numel()))
+            for frame in np.linspace(0, len(photons) - 1, number).astype(int):
+                images = (photons[frame], counts[frame].float(), variance)
+                batches.append(self._batch([torch.stack(images)]))
         return batches
 
+    def _cut(self, group: int, frame: int, top: int, left: int, side: int) -> Tensor:
+        window = (slice(top, top + side), slice(left, left + side))
+        images = (self._photons[group][frame], self._counts[group][frame], self._variance[group])
+        return torch.stack([image[window].float() for image in images])
+
+    def _batch(self, images: Sequence[Tensor]) -> Batch:
+        photons, counts, variance = torch.stack(tuple(images)).split(1, dim=1)
+        return Batch(photons, Readout(self.excess, variance), counts)
+
     def _with_signal(self) -> np.ndarray:
-        """Corners (group, frame, top, left) of crops on a grid, without those of little or no signal.
+        """Corners of half-overlapping crops that cover the frames, without those of little or no signal.
 
         Signal is the spread of the photons after a 3×3 mean, which molecules and structures widen. A tenth of
         the crops always stays.
         """
         corners, signals = [], []
-        for group, frames in enumerate(self.frames):
-            rows, columns = (_grid(side, self.crop) for side in frames.shape[-2:])
+        for group, frames in enumerate(self._photons):
+            grid = [
+                sorted({*range(0, side - self.crop + 1, self.crop // 2), side - self.crop})
+                for side in frames.shape[1:]
+            ]
             for frame, image in enumerate(frames):
-                smooth = avg_pool2d(image, 3, 1)[0]
-                for top in rows:
-                    for left in columns:
-                        window = smooth[top : top + self.crop - 2, left : left + self.crop - 2]
+                smooth = avg_pool2d(image[None], 3, 1)[0]
+                for top in grid[0]:
+                    for left in grid[1]:
                         corners.append((group, frame, top, left))
-                        signals.append(float(window.std()))
-        signal = np.array(signals)
-        return np.array(corners)[signal >= min(LOW_SIGNAL * signal.mean(), float(np.quantile(signal, 0.9)))]
+                        window = smooth[top : top + self.crop - 2, left : left + self.crop - 2]
+                        signals.append(window.std())
+        signal = torch.stack(signals).cpu().numpy()
+        return np.array(corners)[signal >= min(LOW_SIGNAL * signal.mean(), np.quantile(signal, 0.9))]
 
     def _keep_apart(self, rng: np.random.Generator) -> Batch:
-        """Take blocks in the middle of some windows with signal out of training."""
-        batches = []
-        total = sum(frames.numel() for frames in self.frames)
-        smallest = min(min(frames.shape[-2:]) for frames in self.frames)
-        window = min(2 * self.crop, smallest)
+        """Take the middles of some windows with signal out of training."""
+        total = sum(photons.numel() for photons in self._photons)
+        window = min(2 * self.crop, self._smallest)
         side = max(4, min(window // 2, int((HELD_OUT * total) ** 0.5)))
-        blocks = int(np.clip(HELD_OUT * total / side**2, 1, 12))
-        for group, frame, top, left in self.corners[
-            rng.choice(len(self.corners), blocks, replace=len(self.corners) < blocks)
-        ]:
-            height, width = self.frames[group].shape[-2:]
-            top, left = min(top, height - window), min(left, width - window)
-            margin = (window - side) // 2
-            block = (slice(top + margin, top + margin + side), slice(left + margin, left + margin + side))
-            self.counts[group][(frame, 0, *block)] = False
-            outer = (slice(top, top + window), slice(left, left + window))
-            counts = torch.zeros(1, 1, window, window, device=self.frames[group].device)
-            counts[..., margin : margin + side, margin : margin + side] = 1
-            readout = Readout(self.excess, self.read_variance[group][(None, 0, *outer)][None])
-            batches.append(Batch(self.frames[group][(frame, 0, *outer)][None, None], readout, counts))
-        return Batch(
-            torch.cat([batch.photons for batch in batches]),
-            Readout(
-                self.excess, torch.cat([torch.as_tensor(batch.readout.read_variance) for batch in batches])
-            ),
-            torch.cat([batch.counts for batch in batches]),
-        )
-
-
-def _grid(side: int, crop: int) -> list[int]:
-    """Corners of half-overlapping crops that cover a side."""
-    return sorted({*range(0, side - crop + 1, max(1, crop // 2)), side - crop})
+        number = min(int(np.clip(HELD_OUT * total / side**2, 1, BLOCKS)), len(self.corners))
+        middle = slice((window - side) // 2, (window - side) // 2 + side)
+        windows = []
+        for group, frame, *corner in self.corners[rng.choice(len(self.corners), number, replace=False)]:
+            top, left = (
+                min(start, length - window)
+                for start, length in zip(corner, self._photons[group].shape[1:], strict=True)
+            )
+            images = self._cut(group, frame, top, left, window)
+            images[1] = 0
+            images[1, middle, middle] = 1
+            windows.append(images)
+            self._counts[group][frame, top : top + window, left : left + window][middle, middle] = False
+        return self._batch(windows)
