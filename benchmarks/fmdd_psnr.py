@@ -1,9 +1,10 @@
 """How well single captures of real microscopes are denoised, against BM3D with the same camera.
 
-For every type in FMDD's test mix (Zhang et al. 2019): mean PSNR [dB, 8-bit range] against the average of 50 captures, of
-the raw captures, of BM3D between a generalized Anscombe transformation and its exact unbiased inverse, and of this project
-trained on the four noisy captures, or on the first one alone (then that one is scored). Each capture is denoised from itself
-alone; the averages are used for nothing but the score; the camera is estimated from the noisy captures.
+For every type in FMDD's test mix (Zhang et al. 2019): mean PSNR [dB, 8-bit range] against the average of 50
+captures, of the raw captures, of BM3D between a generalized Anscombe transformation and its exact unbiased
+inverse, and of this project trained on the four noisy captures, or on the first one alone (then that one is
+scored). Each capture is denoised from itself alone; the averages are used for nothing but the score; the
+camera is estimated from the noisy captures.
 
     python benchmarks/fmdd_psnr.py [--only Confocal_MICE] [--minutes 10]
 
@@ -33,7 +34,7 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> float:
 
 
 def bm3d(raw: np.ndarray, camera: Camera) -> np.ndarray:
-    """BM3D of each image under Poisson-Gaussian noise (Mäkitalo and Foi, IEEE Trans. Image Process. 22, 91, 2013)."""
+    """BM3D under Poisson-Gaussian noise (Mäkitalo and Foi, IEEE Trans. Image Process. 22, 91, 2013)."""
     import bm3d as package
 
     variance = camera.read_variance

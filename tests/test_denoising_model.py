@@ -117,5 +117,5 @@ def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
 
 def test_an_unwritable_model_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(FijiBridgeError, match="model.safetensors"):
+    with pytest.raises(FijiBridgeError, match=r"model\.safetensors"):
         some_model().save(tmp_path / "file" / "model.safetensors")

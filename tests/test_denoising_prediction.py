@@ -69,6 +69,13 @@ def test_tiles_leave_no_trace_in_the_image(model):
     np.testing.assert_allclose(denoise(raw, model, tile=32), denoise(raw, model), rtol=1e-5)
 
 
+def test_the_fast_way_differs_by_rounding_alone(model):
+    raw = movie(2, 64, 48)
+    fast, exact = (denoise(raw, model, fast=fast).to_numpy() for fast in (True, False))
+    assert np.abs(fast - exact).max() < 0.2 * exact.std()
+    assert fast.mean() == pytest.approx(exact.mean(), rel=2e-3)
+
+
 def test_progress_counts_frames_and_cancelling_leaves_nothing(model, tmp_path):
     told = []
     denoise(movie(5, 20, 20), model, progress=lambda *news: told.append(news))

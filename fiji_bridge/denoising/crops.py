@@ -85,8 +85,10 @@ class CropPool:
         self.crop = min(crop, self._smallest)
         self.excess = camera.excess_noise
         share = min(1.0, POOL_PIXELS / sum(part.size for part in groups))
-        # Each group is a tensor (3, t, y, x), the read variance only expanded: photons, which pixels count, variance.
-        self._photons, self._counts, self._variance = [], [], []
+        # One of each for each group: (t, y, x), (t, y, x) and (y, x).
+        self._photons: list[Tensor] = []
+        self._counts: list[Tensor] = []
+        self._variance: list[Tensor] = []
         for done, part in enumerate(groups):
             progress("Reading frames", done, len(groups))
             camera.check(part)

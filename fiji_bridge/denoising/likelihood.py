@@ -118,7 +118,7 @@ class GammaPoisson:
         middle, half = 0.5 * (LOG_SHAPE[1] + LOG_SHAPE[0]), 0.5 * (LOG_SHAPE[1] - LOG_SHAPE[0])
         start = 2 * np.log(max(self.center / 2, 0.5))  # a prior as wide as the noise
         shape = (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
-        # How much noisier a pixel is than the quietest is known, not learnt, and leaves the prior's width alone.
+        # How much noisier a pixel is than the quietest is known, not learnt; the prior's width stays.
         extra = (readout.read_variance / readout.excess - self.floor) / readout.excess
         noisier = (1 + extra / mean).clamp(min=1e-3)
         return mean * noisier, shape * noisier.square()

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,10 @@ class Model:
     camera
         From A/D counts to photons; what `denoise` assumes unless told otherwise.
     report
-        How training went: `curve` (step, minutes, held-out likelihood and so on), `held_out_nll` and `trivial_nll`
-        [nats per pixel], `weight` (of a pixel's own value), `held_out_mean_ratio` (mean of the denoised over mean of the raw
-        photons, on pixels not trained on), `collapsed` (attempts that were given up), `stopped` (why training ended).
+        How training went: `curve` (step, minutes, held-out likelihood and so on), `held_out_nll` and
+        `trivial_nll` [nats per pixel], `weight` (of a pixel's own value), `held_out_mean_ratio` (mean of the
+        denoised over mean of the raw photons, on pixels not trained on), `collapsed` (why attempts were given
+        up), `stopped` (why training ended).
     details
         Where the model comes from: `source`, `version`.
     """
@@ -165,17 +165,17 @@ def choose_device(device: str | None) -> torch.device:
         ) from error
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 natively; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
 def readout_of(camera: Camera, device: torch.device) -> Readout:
     """Noise of a camera, for images on a device."""
     variance = camera.read_variance
     if isinstance(variance, np.ndarray):
         return Readout(camera.excess_noise, torch.from_numpy(variance).to(device))
     return Readout(camera.excess_noise, float(variance))
-
-
-def camera_matches(camera: Camera, shape: tuple[int, int]) -> Mapping[str, tuple[int, ...]]:
-    """Maps of the camera whose shape is not that of the frames."""
-    maps = {name: getattr(camera, name) for name in MAPS}
-    return {
-        name: values.shape for name, values in maps.items() if values is not None and values.shape != shape
-    }

@@ -91,7 +91,8 @@ class BlindSpotNetwork(nn.Module):
         Returns
         -------
         torch.Tensor
-            (n, 4 · features[0], height, width): those of the image turned by 0, 90, 180 and 270 degrees, turned back.
+            (n, 4 · features[0], height, width): of the image turned by 0, 90, 180 and 270 degrees, turned
+            back.
         """
         turned = [x.rot90(k, (2, 3)).contiguous(memory_format=torch.channels_last) for k in range(4)]
         if torch.is_grad_enabled() and x.shape[-1] == x.shape[-2]:
@@ -103,7 +104,8 @@ class BlindSpotNetwork(nn.Module):
     def combine(self, half_planes: Tensor, turn: int = 0) -> Tensor:
         """Parameters of the prior (n, outputs, height, width) from the four half-planes.
 
-        An image turned by 90° has the same half-planes, one place on; `turn` quarter turns are undone in the result.
+        An image turned by 90° has the same half-planes, one place on; the result is that of `turn` quarter
+        turns, turned back.
         """
         weight = self.mix.weight.roll(turn * self.features[0], dims=1)
         features = self.refine(

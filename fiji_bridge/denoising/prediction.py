@@ -1,5 +1,6 @@
 """Denoising stacks of any size and length with a trained model."""
 
+import copy
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -10,8 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.likelihood import Readout
-from fiji_bridge.denoising.model import Model, choose_device, readout_of
+from fiji_bridge.denoising.model import Model, choose_device, has_bfloat16, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
@@ -31,7 +31,7 @@ def denoise(
     estimator: str = "mean",
     out: str | os.PathLike[str] | None = None,
     device: str | None = None,
-    symmetries: int = 8,
+    fast: bool = False,
     tile: int = TILE,
     progress: Progress | None = None,
 ) -> xr.DataArray:
@@ -46,14 +46,15 @@ def denoise(
     camera
         The camera of this stack; the model's if left out.
     estimator
-        ``mean`` of the posterior (equation 5 of the Gamma-Poisson paper), its maximum ``map``, or ``prior``, the mean of
-        the prior, which does not look at the pixel itself.
+        ``mean`` of the posterior (equation 5 of the Gamma-Poisson paper), its maximum ``map``, or ``prior``,
+        the mean of the prior, which does not look at the pixel itself.
     out
         File to write to (.tif or .zarr), block by block; it appears when it is whole.
     device
         ``cuda``, ``cpu``, …; CUDA if there is one, unless given.
-    symmetries
-        Orientations of the image that the prior is averaged over: 8, or 4 (rotations alone) or 1, which are faster.
+    fast
+        Average the prior over 4 orientations of the image, not 8, and compute in bfloat16 where the processor
+        has it: three times as fast on a CPU, with rounding errors of 0.1% and some 0.03 dB less.
     tile
         Side of the tiles that large frames are cut into [pixels]; the result does not depend on it.
     progress
@@ -62,13 +63,13 @@ def denoise(
     Returns
     -------
     xarray.DataArray
-        float32 in the units of the input (A/D counts, offset included), of the same dimensions and attributes; read
-        lazily from `out` where that is given, in memory otherwise.
+        float32 in the units of the input (A/D counts, offset included), of the same dimensions and
+        attributes; read lazily from `out` where that is given, in memory otherwise.
 
     Raises
     ------
     FijiBridgeError
-        If the model does not have the estimator, the camera does not fit the frames, or `out` cannot be written.
+        If the model lacks the estimator, the camera does not fit the frames, or `out` cannot be written.
     """
     if estimator not in model.noise.estimators:
         raise FijiBridgeError(
@@ -78,7 +79,7 @@ def denoise(
     progress = progress or silent
     opened = stack if isinstance(stack, xr.DataArray) else open_stack(stack)
     camera = camera or model.camera
-    worker = _Worker(model, camera, estimator, choose_device(device), symmetries, tile)
+    worker = _Worker(model, camera, estimator, choose_device(device), fast, tile)
     total = opened.size // (opened.sizes["y"] * opened.sizes["x"])
 
     def blocks() -> Iterator[tuple[dict[str, int], int, np.ndarray]]:
@@ -107,16 +108,17 @@ class _Worker:
     """A model on its device, ready for blocks of frames."""
 
     def __init__(
-        self, model: Model, camera: Camera, estimator: str, device: torch.device, symmetries: int, tile: int
+        self, model: Model, camera: Camera, estimator: str, device: torch.device, fast: bool, tile: int
     ) -> None:
-        self.network = model.network.to(device).eval()
+        self.network = copy.deepcopy(model.network).to(device).eval()
         self.noise, self.camera, self.estimator, self.device = model.noise, camera, estimator, device
         self.readout = readout_of(camera, device)
-        self.symmetries, self.tile = symmetries, tile
+        self.symmetries, self.tile = 4 if fast else 8, tile
+        self.half = fast and has_bfloat16(device)
 
     @torch.no_grad()
     def denoise(self, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Some frames (n, y, x) at a time, in and out in A/D counts."""
+        """Denoise some frames (n, y, x) at a time, in and out in A/D counts."""
         side = min(self.tile + 2 * self.network.halo, max(block.shape[1:]))
         together = max(1, PIXELS_AT_ONCE // side**2)
         for first in range(0, len(block), together):
@@ -124,7 +126,10 @@ class _Worker:
             photons = torch.from_numpy(np.asarray(self.camera.to_photons(adu), np.float32))[:, None].to(
                 self.device
             )
-            with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            with (
+                torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+                torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
+            ):
                 outputs = tiled_outputs(
                     self.network, self.noise.normalize(photons), self.symmetries, self.tile
                 )
@@ -133,10 +138,10 @@ class _Worker:
 
 
 def symmetric_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8) -> Tensor:
-    """Outputs of the network averaged over orientations of the images (n, 1, y, x).
+    """Average the outputs of the network over orientations of the images (n, 1, y, x).
 
-    Turning the image by 90° only passes the half-planes on by one place, so the four rotations cost one pass and
-    four times the 1×1 convolutions; mirroring takes a second pass.
+    Turning the image by 90° only passes the half-planes on by one place, so the four rotations cost one pass
+    and four times the 1×1 convolutions; mirroring takes a second pass.
     """
     height, width = x.shape[-2:]
     padded = network.pad(x)
@@ -150,7 +155,7 @@ def symmetric_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8)
 
 
 def tiled_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8, tile: int = TILE) -> Tensor:
-    """Compute `symmetric_outputs` by tiles that see as far as the network does, so that tiles leave no trace."""
+    """Compute `symmetric_outputs` by tiles that see as far as the network does, so that none shows."""
     height, width = x.shape[-2:]
     step = -(-tile // network.stride) * network.stride
     if max(height, width) <= step + 2 * network.halo:
@@ -166,6 +171,3 @@ def tiled_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8, til
                 ..., : stop_y - top, : stop_x - left
             ]
     return result
-
-
-__all__ = ["Readout", "denoise", "symmetric_outputs", "tiled_outputs"]

@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d
 from fiji_bridge.camera import Camera, estimate_camera
 from fiji_bridge.denoising.crops import Batch, CropPool
 from fiji_bridge.denoising.likelihood import NoiseModel, Readout
-from fiji_bridge.denoising.model import Model, choose_device, describe, noise_model_class
+from fiji_bridge.denoising.model import Model, choose_device, describe, has_bfloat16, noise_model_class
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.prediction import symmetric_outputs
 from fiji_bridge.errors import FijiBridgeError
@@ -28,7 +28,9 @@ INTERVAL = 100
 INPUT_IS_OUTPUT = 0.95
 """With more than this weight on a pixel's own value, the denoised image would be the raw one."""
 TOLERANCE = 0.02
-"""How much worse than the trivial predictor a sound network may be [nats per pixel]: on flat data none can be better."""
+"""How much worse than the trivial predictor a sound network may be [nats a pixel]: flat data allow no better."""
+BALANCED_PIXELS = 2**20
+"""Pixels on which the mean of the denoised data is made that of the raw."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Schedule:
     """How long and how to train; fields as in `train`, and below.
 
     `warm_up` [steps] is how long the learning rate rises, `decay` the share of the whole over which it falls,
-    `averaging` the memory of the averaged weights a step, `patience` how many looks at the held-out likelihood
-    may pass without an improvement of more than `improvement` [nats per pixel].
+    `averaging` the memory of the averaged weights a step, `patience` how many looks at the held-out
+    likelihood may pass without an improvement of more than `improvement` [nats per pixel].
     """
 
     steps: int
@@ -74,14 +76,14 @@ def train(
     """Train a blind-spot network on noisy stacks, the very ones it will denoise.
 
     Random crops with signal are turned and mirrored; Adam follows the likelihood of each pixel given its
-    surroundings (equation 4 of the Gamma-Poisson paper), and an average of the weights is kept. Some blocks of
-    pixels are never trained on: when their likelihood stops improving, or the budget nears its end, the learning
-    rate falls to 0, and the weights that served them best are returned.
+    surroundings (equation 4 of the Gamma-Poisson paper), and an average of the weights is kept. Some blocks
+    of pixels are never trained on: when their likelihood stops improving, or the budget nears its end, the
+    learning rate falls to 0, and the weights that served them best are returned.
 
     Parameters
     ----------
     stacks
-        What `open_stack` takes (a path, several paths of one stack, an array), or a sequence of opened stacks.
+        What `open_stack` takes (a path, paths of one stack, an array), or a sequence of opened stacks.
     camera
         From A/D counts to photons; estimated from the first stack if left out.
     engine
@@ -137,7 +139,7 @@ def train(
     if model is not None:
         noise = model.noise
     else:
-        light = np.concatenate([part.photons[part.counts].cpu().numpy() for part in pool.sample()])
+        light = np.concatenate([part.photons.flatten().cpu().numpy() for part in pool.sample(2**20)])
         noise = kind.fit(light, camera.excess_noise, float(np.min(camera.read_variance)))
     trivial = _trivial_nll(noise, pool)
     failures: list[str] = []
@@ -151,12 +153,13 @@ def train(
             failures.append(str(collapse))
             spent = (time.monotonic() - began) / 60 / max_minutes
             if len(failures) == 2 or spent > 0.9:
+                name = opened[0].attrs.get("source", "the stack")
                 raise FijiBridgeError(
-                    f"Training on {opened[0].attrs.get('source', 'the stack')} collapsed: {collapse}; check the camera"
-                    " (offset, gain, read noise), train longer, or leave this stack as it is."
+                    f"Training on {name} collapsed: {collapse}; check the camera (offset, gain, read noise),"
+                    " train longer, or leave this stack as it is."
                 ) from None
             schedule = replace(schedule, learning_rate=schedule.learning_rate / 3)
-    balanced, ratio = _balance(run.best, noise, pool)
+    balanced, ratio = _balance(run.best, noise, pool, progress)
     report |= {"trivial_nll": trivial, "collapsed": failures, "held_out_mean_ratio": ratio}
     source = ", ".join(str(stack.attrs.get("source", "array")) for stack in opened)
     return Model(run.best.cpu(), balanced, camera, report, describe(source, report["steps"]))
@@ -232,7 +235,8 @@ class _Run:
             raise _CollapseError(f"{100 * best_weight:.0f}% of each pixel's own noise would be kept")
         if not best <= trivial + TOLERANCE:
             raise _CollapseError(
-                f"its held-out likelihood, {best:.3f} nats a pixel, is worse than the {trivial:.3f} of the neighbours' mean"
+                f"its held-out likelihood, {best:.3f} nats a pixel, is worse than the {trivial:.3f}"
+                " of the neighbours' mean"
             )
         precision = "bfloat16" if self.half else "float32"
         return {
@@ -278,14 +282,6 @@ class _Run:
         return outputs
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 natively; emulated, it would be slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
-
-
 def _mean_nll(outputs: Tensor, noise: NoiseModel, batch: Batch) -> Tensor:
     nll = noise.nll(outputs, batch.photons, batch.readout)
     return (nll * batch.counts).sum() / batch.counts.sum().clamp(min=1)
@@ -326,32 +322,24 @@ def _trivial_nll(noise: NoiseModel, pool: CropPool) -> float:
 
 
 @torch.no_grad()
-def _balance(network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool) -> tuple[NoiseModel, float]:
-    """Make the mean of the denoised data that of the raw; and that ratio on the held-out pixels, in photons."""
-
-    def outputs(batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Readout, Tensor]:
-        """All pixels in a row, as images of one pixel."""
-        rows = []
-        for batch in batches:
-            predicted = symmetric_outputs(network, noise.normalize(batch.photons)).movedim(1, -1)
-            variance = torch.as_tensor(batch.readout.read_variance).expand_as(batch.photons)
-            rows.append(
-                (predicted.flatten(0, 2), batch.photons.flatten(), variance.flatten(), batch.counts.flatten())
-            )
-        predicted, photons, variance, counts = (torch.cat(part) for part in zip(*rows, strict=True))
-        each = (slice(None), None, None, None)
-        return (
-            predicted[..., None, None],
-            photons[each],
-            Readout(pool.excess, variance[each]),
-            counts[each] > 0,
-        )
-
-    *everything, _ = outputs(pool.sample())
-    balanced = noise.balanced(*everything)
-    predicted, photons, readout, counts = outputs([pool.held_out])
-    denoised = balanced.estimate(predicted, photons, readout, balanced.estimators[0])
-    return balanced, float(denoised[counts].double().mean() / photons[counts].double().mean())
+def _balance(
+    network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool, progress: Progress
+) -> tuple[NoiseModel, float]:
+    """Make the mean of the denoised data that of the raw; give their ratio on held-out pixels."""
+    batches = [*pool.sample(BALANCED_PIXELS), pool.held_out]
+    rows: list[tuple[Tensor, ...]] = []
+    for done, batch in enumerate(batches):
+        progress("Balancing the mean", done, len(batches))
+        outputs = symmetric_outputs(network, noise.normalize(batch.photons)).movedim(1, -1).flatten(0, 2)
+        variance = torch.as_tensor(batch.readout.read_variance).expand_as(batch.photons)
+        pixels = (batch.photons.flatten(), variance.flatten(), batch.counts.flatten())
+        rows.append((outputs[..., None, None], *(values[:, None, None, None] for values in pixels)))
+    # All pixels in a row, as images of one pixel.
+    outputs, photons, variance, _ = (torch.cat(part) for part in zip(*rows[:-1], strict=True))
+    balanced = noise.balanced(outputs, photons, Readout(pool.excess, variance))
+    outputs, photons, variance, counts = rows[-1]
+    denoised = balanced.estimate(outputs, photons, Readout(pool.excess, variance), balanced.estimators[0])
+    return balanced, float((denoised * counts).double().sum() / (photons * counts).double().sum())
 
 
 def _open(stacks: Any) -> list[xr.DataArray]:
