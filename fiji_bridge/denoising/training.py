@@ -28,7 +28,7 @@ INTERVAL = 100
 INPUT_IS_OUTPUT = 0.95
 """With more than this weight on a pixel's own value, the denoised image would be the raw one."""
 TOLERANCE = 0.02
-"""How much worse than the trivial predictor a sound network may be [nats a pixel]: flat data allow no better."""
+"""Nats a pixel by which a sound network may lose to the trivial predictor: on flat data none can win."""
 BALANCED_PIXELS = 2**20
 """Pixels on which the mean of the denoised data is made that of the raw."""
 
@@ -46,7 +46,7 @@ class Schedule:
     minutes: float
     batch: int
     learning_rate: float
-    warm_up: int = 100
+    warm_up: int
     decay: float = 0.3
     averaging: float = 0.998
     patience: int = 10
@@ -129,7 +129,8 @@ def train(
         )
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
-    schedule = Schedule(steps or 20_000, max_minutes, batch, learning_rate)
+    steps = steps or 20_000
+    schedule = Schedule(steps, max_minutes, batch, learning_rate, warm_up=min(100, 1 + steps // 10))
     where = choose_device(device)
     opened = _open(stacks)
     if camera is None:

@@ -126,7 +126,7 @@ def _only_image(tif: tifffile.TiffFile, path: Path) -> _Found:
     if "R" in lead and start is None:
         lead, count, pages = _position_of(path, lead, count, pages)
     lead, count = named(lead, count, path)
-    return _Found(lead, count, sizes[-2:], first.kind, pages, start)
+    return _Found(lead, count, (sizes[-2], sizes[-1]), first.kind, pages, start)
 
 
 def _in_file(pages: Iterable[Any], path: Path) -> list[bool]:
@@ -194,9 +194,9 @@ def _without_unrecorded(found: _Found, path: Path) -> _Found:
     there = np.array([page is not None for page in found.pages]).reshape(found.sizes)
     if "T" in found.axes:
         time = found.axes.index("T")
-        whole = there.all(axis=tuple(axis for axis in range(there.ndim) if axis != time))
-        frames = int(whole.sum())
-        if frames and whole[:frames].all():
+        whole = [bool(part.all()) for part in np.moveaxis(there, time, 0)]
+        frames = sum(whole)
+        if frames and all(whole[:frames]):
             kept = np.arange(there.size).reshape(found.sizes).take(range(frames), axis=time)
             return replace(found, sizes=kept.shape, pages=[found.pages[number] for number in kept.flat])
     raise truncated(path, f"image {int(np.flatnonzero(~there)[0]) + 1} of {there.size} is missing")
@@ -311,13 +311,13 @@ def _ome_pixel_size(pixels: dict[str, str]) -> float | None:
 
 def _tag_pixel_size(tif: tifffile.TiffFile) -> float | None:
     tags = tif.pages.first.tags
-    pixels_per_unit = [_ratio(tags.valueof(name)) for name in ("XResolution", "YResolution")]
-    if 0 in pixels_per_unit:
+    across, down = (_ratio(tags.valueof(name)) for name in ("XResolution", "YResolution"))
+    if not (across and down):
         return None
     printing = {2: "inch", 3: "cm"}.get(int(tags.valueof("ResolutionUnit", default=2)))
     unit = (tif.imagej_metadata or {}).get("unit") if tif.is_imagej else None
     unit = printing if unit is None else unit
-    size = square(*(1 / value for value in pixels_per_unit), nm_per(unit))
+    size = square(1 / across, 1 / down, nm_per(unit))
     return None if size is not None and unit in ("inch", "cm") and size > PRINTING_NM else size
 
 
