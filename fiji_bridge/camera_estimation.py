@@ -122,10 +122,11 @@ class CameraEstimate:
         lines = [
             f"Photons per ADU  {_with_spread(camera.photons_per_adu, spread['photons_per_adu'])}",
             f"Offset           {_with_spread(camera.offset, spread['offset'])} ADU",
-            f"Read noise       {_with_spread(camera.read_noise, spread['read_noise'])} electrons RMS",
+            f"Read noise     ≥ {_with_spread(camera.read_noise, spread['read_noise'])} electrons RMS",
             f"Pixel size       {size}",
             f"Method           {self.method}",
-            "Note             the least read noise is taken; each ADU more of offset would mean "
+            "Note             the data cannot tell offset from read noise: the least read noise is "
+            "taken, the spreads are those of this choice, and each ADU more of offset would mean "
             f"{camera.photons_per_adu:.3g} electrons² more of it",
             *(f"Warning          {warning}" for warning in self.warnings),
             f"Reliable         {'yes' if self.reliable else 'no; give the camera yourself if you know it'}",

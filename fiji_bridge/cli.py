@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import fiji_bridge
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import check_target
+from fiji_bridge.files import check_target, jsonable
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
@@ -52,12 +52,16 @@ class Bar:
         self._stage, self._bar = None, None
 
 
+class UsageError(Exception):
+    """The command line itself is wrong; its text is the complaint."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one sentence, as every other complaint of the program is."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the complaint and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} --help`.\n")
+        """Complain about the command line."""
+        raise UsageError(f"{message}; see `{self.prog} --help`.")
 
 
 def positive(text: str) -> float:
@@ -376,6 +380,10 @@ def run_evaluate(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def run_simulate(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Make a stack with known molecules."""
+    if arguments.out.resolve() == arguments.ground_truth.resolve():
+        raise FijiBridgeError(
+            f"--out and --ground-truth are both {arguments.out}; give each a file of its own."
+        )
     for path in (arguments.out, arguments.ground_truth):
         check_target(path)
     made = fiji_bridge.simulate(
@@ -457,19 +465,6 @@ def run_doctor(arguments: argparse.Namespace, bar: Bar) -> Result:
     return "\n".join(lines), {"checks": [dataclasses.asdict(check) for check in checks]}
 
 
-def jsonable(value: Any) -> Any:
-    """Turn paths, NumPy numbers, NaN and infinity into what JSON has (NaN and infinity into null)."""
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "tolist"):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
-
-
 def complaint(error: BaseException) -> str:
     """Give the one sentence for an error."""
     if isinstance(error, FijiBridgeError):
@@ -493,6 +488,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def failed(sentence: str, code: int, as_json: bool) -> int:
+    """Say what went wrong, for people and, if asked for, for scripts; give the exit code."""
+    print(f"fiji-bridge: {sentence}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": sentence}))
+    return code
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -500,11 +503,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0 when all is well, 1 after a mistake that one sentence on standard error explains (also when a
-        stack of a batch failed), 130 after Ctrl-C. Wrong options exit with 2.
+        stack of a batch failed), 2 after wrong options, 130 after Ctrl-C.
     """
     # A job started in the background by a script has SIGINT ignored; whoever then sends it means it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    parsed = build_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        parsed = build_parser().parse_args(given)
+    except UsageError as error:
+        return failed(str(error), 2, "--json" in given)
     bar = Bar()
     started = time.monotonic()
     try:
@@ -513,15 +520,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         bar.close()
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
-            print("fiji-bridge: stopped.", file=sys.stderr)
-            return INTERRUPTED
+            return failed("stopped.", INTERRUPTED, parsed.json)
         if isinstance(error, SystemExit) or parsed.debug:
             raise
-        sentence = complaint(error)
-        print(f"fiji-bridge: {sentence}", file=sys.stderr)
-        if parsed.json:
-            print(json.dumps({"error": sentence}))
-        return 1
+        return failed(complaint(error), 1, parsed.json)
     if parsed.json:
         seconds = round(time.monotonic() - started, 3)
         print(json.dumps(jsonable({**found, "seconds": seconds}), allow_nan=False))

@@ -1,12 +1,14 @@
 """Outputs that appear whole or not at all."""
 
+import math
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fiji_bridge.errors import FijiBridgeError
 
@@ -68,7 +70,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = error.strerror
+        reason = "a file stands there" if isinstance(error, FileExistsError) else error.strerror
         raise FijiBridgeError(
             f"Cannot make the folder {target.parent} for {target.name}: {reason}."
         ) from error
@@ -95,3 +97,16 @@ def remove(path: Path) -> None:
                 return
     else:
         path.unlink(missing_ok=True)
+
+
+def jsonable(value: Any) -> Any:
+    """Turn paths, tuples and NumPy values into what JSON has; NaN and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

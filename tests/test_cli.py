@@ -85,7 +85,7 @@ def test_the_same_seed_makes_the_same_movie(movie, tmp_path):
 def test_train_then_denoise_keeps_shape_units_and_mean(movie):
     folder, stack, _ = movie
     model, out = folder / "model.safetensors", folder / "denoised.tif"
-    last_json(run("train", stack, "--out", model, "--camera", CAMERA, "--max-minutes", 0.2, "--json"))
+    last_json(run("train", stack, "--out", model, "--camera", CAMERA, "--max-minutes", 0.4, "--json"))
     last_json(run("denoise", stack, "--model", model, "--out", out, "--json"))
     raw, denoised = tifffile.imread(stack), tifffile.imread(out)
     assert denoised.shape == raw.shape
@@ -192,6 +192,18 @@ def test_output_in_the_place_of_the_input_is_refused(movie):
     done = run("localize", stack, "--out", stack, "--camera", CAMERA)
     assert_one_sentence(done, "is the input itself")
     assert stack.read_bytes() == before
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path):
+    out = tmp_path / "both.tif"
+    assert_one_sentence(run("simulate", "--out", out, "--ground-truth", out), "--ground-truth")
+    assert not out.exists()
+
+
+def test_wrong_options_are_told_to_scripts_too():
+    done = run("evaluate", "a.csv", "--ground-truth", "b.csv", "--radius", "-5", "--json")
+    assert done.returncode == 2
+    assert "--radius" in json.loads(done.stdout.splitlines()[-1])["error"]
 
 
 def test_folder_as_output_is_refused(movie, tmp_path):

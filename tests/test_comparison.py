@@ -10,13 +10,14 @@ import pandas as pd
 import pytest
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.comparison import compare, jsonable
+from fiji_bridge.comparison import compare
 from fiji_bridge.comparison.scoring import Gain, Scored, best, cross_validated, gain, per_frame
 from fiji_bridge.comparison.sweep import FACTORS, Sweep
 from fiji_bridge.comparison.twin import twin_of
 from fiji_bridge.comparison.verdict import Score, judge
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.evaluation.matching import STATISTICS, SUMS
+from fiji_bridge.files import jsonable
 
 
 def counts_of(found, false, *, molecules=40, frames=60, error_nm=10.0, seed=0):

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from fiji_bridge.comparison import Comparison, jsonable
+from fiji_bridge.comparison import Comparison
 from fiji_bridge.comparison.sweep import FACTORS
 from fiji_bridge.comparison.verdict import WAYS
+from fiji_bridge.files import jsonable
 from fiji_bridge.report import draw, images, write_report
 
 SECTIONS = ("frames", "detections", "truth", "histograms", "rendered", "camera", "training", "repeat")

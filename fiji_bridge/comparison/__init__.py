@@ -20,7 +20,7 @@ from fiji_bridge.comparison.scoring import Scored, cross_validated, gain, score
 from fiji_bridge.comparison.sweep import Sweep
 from fiji_bridge.comparison.verdict import WAYS, Score, Verdict, judge
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import replacing
+from fiji_bridge.files import jsonable, replacing
 from fiji_bridge.macro_options import DEFAULT_OPTIONS, format_options, parse_options
 from fiji_bridge.progress import Progress, silent
 
@@ -247,19 +247,6 @@ def compare(
     with replacing(folder / "result.json") as partial_file:
         partial_file.write_text(json.dumps(comparison.figures, indent=1, allow_nan=False), encoding="utf-8")
     return comparison
-
-
-def jsonable(value: Any) -> Any:
-    """Turn paths, tuples and NumPy values into what JSON has; NaN and infinity become null."""
-    if isinstance(value, Mapping):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item) for item in value]
-    if hasattr(value, "tolist"):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def _one_movie(stack: "xr.DataArray") -> "xr.DataArray":

@@ -75,29 +75,21 @@ def judge(scores: Mapping[str, Score], *, twin: bool = False, doubts: tuple[str,
     gains = {way: score.gain for way, score in scores.items() if score.gain is not None}
     better = [way for way, found in gains.items() if found.sign > 0]
     recommended = max(better, key=lambda way: gains[way].value) if better and not doubts else "raw"
-    where = "on a simulated twin of this recording" if twin else ""
-    return Verdict(
-        recommended,
-        _headline(gains, recommended, where, doubts),
-        (
-            *doubts,
-            *(_compared(way, scores) for way in gains),
-            *_own_threshold(scores),
-        ),
-    )
+    where = " on a simulated twin of this recording" if twin else ""
+    found = doubts or (*(_compared(way, scores) for way in gains), *_own_threshold(scores))
+    return Verdict(recommended, _headline(gains, recommended, where, doubts), found)
 
 
 def _headline(gains: Mapping[str, Gain], recommended: str, where: str, doubts: tuple[str, ...]) -> str:
-    place = f" {where}" if where else ""
     if doubts:
         return f"Cannot tell whether denoising helps: {ADVICE['raw']}."
     if recommended != "raw":
-        return f"Denoising helped{place}: {ADVICE[recommended]}."
+        return f"Denoising helped{where}: {ADVICE[recommended]}."
     if all(found.sign < 0 for found in gains.values()):
-        return f"Denoising did harm{place}: {ADVICE['raw']}."
+        return f"Denoising did harm{where}: {ADVICE['raw']}."
     if all(math.isnan(found.low) for found in gains.values()):
         return f"Too few frames to tell whether denoising helps: {ADVICE['raw']}."
-    return f"Denoising did not help{place}: {ADVICE['raw']}."
+    return f"Denoising did not help{where}: {ADVICE['raw']}."
 
 
 def _compared(way: str, scores: Mapping[str, Score]) -> str:
@@ -119,7 +111,5 @@ def _positions(score: Score, raw: Score) -> str:
 
 
 def _own_threshold(scores: Mapping[str, Score]) -> tuple[str, ...]:
-    if not scores:
-        return ()
     values = ", ".join(f"{WAYS[way]} {score.own_jaccard:.3f}" for way, score in scores.items())
     return (f"Jaccard index at your own threshold: {values}.",)

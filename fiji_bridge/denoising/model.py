@@ -115,9 +115,8 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         camera = Camera.from_dict(metadata.pop("camera")).replace(**maps)
         network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).replace("\n", " ").replace("\t", " ")
         raise FijiBridgeError(
-            f"The model {path} is damaged or from another version ({reason}); train it again."
+            f"The model {path} is damaged or from another version; train it again."
         ) from error
     if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
         raise FijiBridgeError(f"The model {path} has weights that are not finite; train it again.")

@@ -25,6 +25,8 @@ from fiji_bridge.stack import open_stack
 
 INTERVAL = 100
 """Steps between two looks at the held-out likelihood."""
+WARM_SHARE = 0.1
+"""Share of the budget after which the learning rate has risen, however few steps a slow machine has done."""
 INPUT_IS_OUTPUT = 0.95
 """With more than this weight on a pixel's own value, the denoised image would be the raw one."""
 TOLERANCE = 0.02
@@ -203,7 +205,8 @@ class _Run:
         step, passed, recent = 0, 0.0, 0.0
         while passed < end:
             falling = 0.5 + 0.5 * math.cos(math.pi * max(0.0, passed - decay_from) / (end - decay_from))
-            rate = schedule.learning_rate * min(1.0, (step + 1) / schedule.warm_up) * falling
+            rising = min(1.0, max((step + 1) / schedule.warm_up, passed / WARM_SHARE))
+            rate = schedule.learning_rate * rising * falling
             loss = self._step(rate, step)
             recent += (loss - recent) / min(step + 1, INTERVAL)
             step += 1
