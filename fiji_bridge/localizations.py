@@ -73,7 +73,7 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | None = 
     require_columns(table, REQUIRED, source)
     for column in table.columns:
         table[column] = _numbers(table[column], source)
-    for column in table.columns.intersection(_COUNTS):
+    for column in table.columns.intersection(list(_COUNTS)):
         table[column] = _counts(table[column], source)
     if (table["frame"] < 1).any():
         raise FijiBridgeError(f"{source} has a frame {table['frame'].min()}; number the frames from 1.")

@@ -1,28 +1,30 @@
 """The command line: what scripts rely on, and what happens to bad input."""
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+from fiji_bridge.cli import main
+
 CAMERA = "offset=100.0 photons2adu=1.0 isemgain=false pixelsize=100.0"
 
 
-def run(*arguments, timeout=240, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "fiji_bridge.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        **options,
-    )
+def run(*arguments):
+    """Run the command line in this process: starting Python and torch anew each time would take minutes."""
+    said, complained = io.StringIO(), io.StringIO()
+    given = [str(argument) for argument in arguments]
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+        code = main(given)
+    return subprocess.CompletedProcess(given, code, said.getvalue(), complained.getvalue())
 
 
 def last_json(done):
@@ -226,6 +228,12 @@ def test_wrong_options_exit_with_two(wrong):
     assert_one_sentence(run(*wrong), "fiji-bridge", code=2)
 
 
+def test_the_exit_code_reaches_the_shell():
+    command = [sys.executable, "-m", "fiji_bridge.cli", "calibrate", "missing.tif"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert_one_sentence(done, "missing.tif")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C cannot be sent to one process on Windows")
 def test_ctrl_c_stops_cleanly(movie, tmp_path):
     _, stack, _ = movie
@@ -233,9 +241,11 @@ def test_ctrl_c_stops_cleanly(movie, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "fiji_bridge.cli", *map(str, command)], stderr=subprocess.PIPE, text=True
     )
-    time.sleep(12)
+    said = ""
+    while "Training" not in said and process.poll() is None:
+        said += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert error.strip().splitlines()[-1] == "fiji-bridge: stopped."
     assert list(tmp_path.iterdir()) == []

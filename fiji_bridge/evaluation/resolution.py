@@ -85,11 +85,13 @@ def frc(
         If a column is missing, a half is empty, the images differ in shape or are smaller than 8 pixels, or
         the rendered image would be larger than 8192 pixels.
     """
+    import pandas as pd
+
     if not 0 < pixel_size_nm < math.inf:
         raise FijiBridgeError(
             f"pixel_size_nm must be a positive number of nanometres, not {pixel_size_nm!r}."
         )
-    if hasattr(first, "columns"):
+    if isinstance(first, pd.DataFrame):
         halves = _halves(first, split, seed) if second is None else (first, second)
         images = _rendered(halves, pixel_size_nm)
     elif second is None:
