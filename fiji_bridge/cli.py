@@ -39,7 +39,12 @@ class Bar:
             self.close()
             self._stage = stage
             self._bar = tqdm(
-                desc=stage, total=total, file=sys.stderr, delay=1.0, dynamic_ncols=True, leave=True
+                desc=stage,
+                total=total,
+                file=sys.stderr,
+                delay=1.0,
+                mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file is no screen
+                dynamic_ncols=True,
             )
         if self._bar.total != total:
             self._bar.total = total
