@@ -43,7 +43,7 @@ class Bar:
                 total=total,
                 file=sys.stderr,
                 delay=1.0,
-                mininterval=0.2 if sys.stderr.isatty() else 30.0,  # a log file is no screen
+                mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file is no screen
                 dynamic_ncols=True,
             )
         if self._bar.total != total:
