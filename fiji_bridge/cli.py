@@ -1,7 +1,6 @@
 """`fiji-bridge …`: parses the command line, calls the public functions, draws progress."""
 
 import argparse
-import dataclasses
 import errno
 import json
 import math
@@ -425,18 +424,25 @@ def run_compare(arguments: argparse.Namespace, bar: Bar) -> Result:
                 ground_truth=arguments.ground_truth,
                 model=arguments.model,
                 camera=camera,
-                options=arguments.options,
-                engine=arguments.engine,
-                thunderstorm_jar=arguments.thunderstorm_jar,
-                max_minutes=arguments.max_minutes,
-                device=arguments.device,
-                seed=arguments.seed,
-                progress=bar,
+                **comparing(arguments, bar),
             ),
             out,
         )
 
     return batch(arguments, "", one)
+
+
+def comparing(arguments: argparse.Namespace, bar: Bar) -> dict[str, Any]:
+    """Give the options that `compare` and `demo` share."""
+    return {
+        "options": arguments.options,
+        "engine": arguments.engine,
+        "thunderstorm_jar": arguments.thunderstorm_jar,
+        "max_minutes": arguments.max_minutes,
+        "device": arguments.device,
+        "seed": arguments.seed,
+        "progress": bar,
+    }
 
 
 def told(comparison: Any, out: Path) -> Result:
@@ -448,16 +454,7 @@ def run_demo(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Simulate molecules with the generator's defaults and compare on them."""
     from fiji_bridge.demo import demo
 
-    comparison = demo(
-        arguments.out,
-        options=arguments.options,
-        engine=arguments.engine,
-        thunderstorm_jar=arguments.thunderstorm_jar,
-        max_minutes=arguments.max_minutes,
-        device=arguments.device,
-        seed=arguments.seed,
-        progress=bar,
-    )
+    comparison = demo(arguments.out, **comparing(arguments, bar))
     return told(comparison, arguments.out)
 
 
@@ -467,7 +464,7 @@ def run_doctor(arguments: argparse.Namespace, bar: Bar) -> Result:
 
     checks = diagnose(thunderstorm_jar=arguments.thunderstorm_jar, fiji=arguments.fiji)
     lines = [str(check) for check in checks]
-    return "\n".join(lines), {"checks": [dataclasses.asdict(check) for check in checks]}
+    return "\n".join(lines), {"checks": [check.as_dict() for check in checks]}
 
 
 def complaint(error: BaseException) -> str:
