@@ -131,6 +131,10 @@ class Command:
         The fields of its dialog, in order.
     act
         Does it: values by key, the stack, its title and progress in, the result out.
+    example
+        Values for the example of its page; the rest stay at their defaults.
+    python
+        The Python line that does the same as the example.
     """
 
     name: str
@@ -140,6 +144,8 @@ class Command:
     gives: str
     parameters: tuple[Parameter, ...]
     act: Callable[[Mapping[str, Any], "xr.DataArray", str, Progress], Result]
+    example: Mapping[str, Value]
+    python: str
 
     def values(self, options: str | Mapping[str, Any]) -> dict[str, Value]:
         """Read an option string, or values by key; what is left out has its default.
@@ -345,6 +351,8 @@ def _compare(values: Mapping[str, Any], image: "xr.DataArray", title: str, progr
     )
 
 
+_CAMERA_SETUP = "offset=414.0 photons2adu=3.6 isemgain=false pixelsize=160.0"
+
 INPUT = Parameter(
     "Input (empty: the current image)",
     "open",
@@ -419,6 +427,8 @@ DENOISE = Command(
         ),
     ),
     _denoise,
+    {"input": "/data/movie.tif", "model": "/data/movie.safetensors", "output": "/data/denoised.tif"},
+    'fb.denoise("/data/movie.tif", fb.load_model("/data/movie.safetensors"), out="/data/denoised.tif")',
 )
 
 TRAIN = Command(
@@ -442,6 +452,8 @@ TRAIN = Command(
         ),
     ),
     _train,
+    {"input": "/data/movie.tif", "output": "/data/movie.safetensors", "minutes": 10.0},
+    'fb.train("/data/movie.tif", max_minutes=10).save("/data/movie.safetensors")',
 )
 
 COMPARE = Command(
@@ -471,6 +483,14 @@ COMPARE = Command(
         OPTIONS,
     ),
     _compare,
+    {
+        "input": "/data/movie.tif",
+        "output": "/data/report",
+        "truth": "/data/molecules.csv",
+        "camera": _CAMERA_SETUP,
+    },
+    f'fb.compare("/data/movie.tif", out="/data/report", ground_truth="/data/molecules.csv", max_minutes=5,\n'
+    f'           camera="{_CAMERA_SETUP}")',
 )
 
 LOCALIZE = Command(
@@ -496,6 +516,15 @@ LOCALIZE = Command(
         ),
     ),
     _localize,
+    {
+        "input": "/data/movie.tif",
+        "camera": _CAMERA_SETUP,
+        "options": "filter=[Wavelet filter (B-Spline)] threshold=1.5*std(Wave.F1)",
+        "output": "/data/molecules.csv",
+    },
+    f'fb.localize("/data/movie.tif", camera="{_CAMERA_SETUP}",\n'
+    '            options="filter=[Wavelet filter (B-Spline)] threshold=1.5*std(Wave.F1)",\n'
+    '            out="/data/molecules.csv")',
 )
 
 COMMANDS = (DENOISE, TRAIN, COMPARE, LOCALIZE)
