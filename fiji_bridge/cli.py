@@ -224,6 +224,17 @@ def build_parser() -> Parser:
     localizing(sub)
     training(sub)
 
+    sub = command(
+        "install", run_install, "Put the menu Plugins > Fiji Bridge into a Fiji, or take it out again."
+    )
+    sub.add_argument(
+        "--fiji",
+        type=Path,
+        metavar="DIR",
+        help="the Fiji or ImageJ folder; left out: what FIJI_BRIDGE_FIJI names",
+    )
+    sub.add_argument("--uninstall", action="store_true", help="take the menu out")
+
     sub = command("doctor", run_doctor, "Say what of Java, ThunderSTORM, torch, GPU and Fiji is here.")
     sub.add_argument("--thunderstorm-jar", type=Path, metavar="JAR", help="your Thunder_STORM.jar")
     sub.add_argument("--fiji", type=Path, metavar="DIR", help="your Fiji folder")
@@ -456,6 +467,26 @@ def run_demo(arguments: argparse.Namespace, bar: Bar) -> Result:
 
     comparison = demo(arguments.out, **comparing(arguments, bar))
     return told(comparison, arguments.out)
+
+
+def run_install(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Put the menu into a Fiji, or take it out."""
+    from fiji_bridge.imagej.install import install, uninstall
+    from fiji_bridge.thunderstorm.jar import FIJI_VARIABLE
+
+    folder = arguments.fiji or os.environ.get(FIJI_VARIABLE)
+    if not folder:
+        raise FijiBridgeError(f"Give the Fiji or ImageJ folder with --fiji, or set {FIJI_VARIABLE} to it.")
+    if arguments.uninstall:
+        removed = uninstall(folder)
+        text = f"The menu was taken out of {folder}." if removed else f"The menu was not in {folder}."
+        return text, {"removed": [str(path) for path in removed]}
+    written = install(folder)
+    lines = "".join(f"\n  {path}" for path in written)
+    return (
+        f"Plugins > Fiji Bridge is in {folder} now; start it anew, or use Help > Refresh Menus.{lines}",
+        {"installed": [str(path) for path in written]},
+    )
 
 
 def run_doctor(arguments: argparse.Namespace, bar: Bar) -> Result:

@@ -16,8 +16,12 @@ from fiji_bridge.thunderstorm.jar import FIJI_VARIABLE, HOW_TO_GIVE, find_jar, r
 
 MINIMUM_PYTHON = (3, 11)
 
-EXTRAS = {"nd2": "Nikon ND2 files", "czifile": "Zeiss CZI files"}
-"""Optional packages (`pip install 'fiji-bridge[formats]'`) and what each is for."""
+EXTRAS = {
+    "nd2": ("nd2", "formats", "Nikon ND2 files"),
+    "czifile": ("czifile", "formats", "Zeiss CZI files"),
+    "pyimagej": ("imagej", "fiji", "a Fiji or ImageJ2 inside Python"),
+}
+"""Optional packages: the module of each, the extra that installs it, and what it is for."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +145,13 @@ def _fiji(fiji: str | os.PathLike[str] | None) -> Check:
 
 
 def _extras() -> Iterator[Check]:
-    for package, use in EXTRAS.items():
-        if importlib.util.find_spec(package):
+    for package, (module, extra, use) in EXTRAS.items():
+        if importlib.util.find_spec(module):
             yield Check(package, True, f"{importlib.metadata.version(package)}, {use}")
         else:
             yield Check(
                 package,
                 False,
                 f"not installed, {use}",
-                "if you have such: pip install 'fiji-bridge[formats]'",
+                f"if you have such: pip install 'fiji-bridge[{extra}]'",
             )

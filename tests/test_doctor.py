@@ -16,7 +16,8 @@ def by_name(**arguments):
 def test_each_thing_has_one_line_and_advice_unless_it_is_there():
     checks = doctor.diagnose()
     names = [check.name for check in checks]
-    assert names == ["Python", "Java", "ImageJ", "ThunderSTORM", "torch", "GPU", "Fiji", "nd2", "czifile"]
+    things = ["Python", "Java", "ImageJ", "ThunderSTORM", "torch", "GPU", "Fiji"]
+    assert names == [*things, "nd2", "czifile", "pyimagej"]
     for check in checks:
         assert "\n" not in str(check) and check.name in str(check) and check.found in str(check)
         assert check.ok or check.advice
@@ -52,6 +53,13 @@ def test_a_machine_without_a_jar_is_told_where_to_put_one(tmp_path, monkeypatch)
     monkeypatch.setattr(doctor, "find_jar", lambda jar, fiji: None)
     check = by_name()["ThunderSTORM"]
     assert not check.ok and "built-in localizer" in check.advice and str(doctor.user_folder()) in check.advice
+
+
+def test_an_extra_that_is_missing_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda module: None)
+    checks = by_name()
+    assert not checks["pyimagej"].ok and "fiji-bridge[fiji]" in checks["pyimagej"].advice
+    assert not checks["nd2"].ok and "fiji-bridge[formats]" in checks["nd2"].advice
 
 
 def test_a_fiji_folder_is_known_by_its_plugins(tmp_path):

@@ -169,9 +169,9 @@ class Command:
 
     def options(self, values: Mapping[str, Value] | None = None) -> str:
         """Write values, the defaults where there are none, as ImageJ's recorder does."""
-        given = {key: f"{v:g}" if isinstance(v, float) else str(v) for key, v in (values or {}).items()}
+        given = {key: f"{v:.15g}" if isinstance(v, float) else str(v) for key, v in (values or {}).items()}
         told = {
-            key: f"{value:g}" if isinstance(value, float) else value
+            key: f"{value:.15g}" if isinstance(value, float) else value
             for key, value in self.values(given).items()
         }
         return " ".join(format_options({key: text}) if text else f"{key}=[]" for key, text in told.items())

@@ -6,6 +6,7 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 
 from fiji_bridge.imagej.commands import COMMANDS, Command, Parameter, Value
@@ -69,8 +70,16 @@ def command_line(command: Command) -> str:
     words = ["fiji-bridge", command.cli, str(told["input"])]
     for key, value in told.items():
         if option := by_key[key].cli:
-            words += [option, f"{value:g}" if isinstance(value, float) else value]
+            words += [option, f"{value:.15g}" if isinstance(value, float) else value]
     return shlex.join(words)
+
+
+def help_html(command: Command) -> str:
+    """Write what the Help button of a command's dialog shows."""
+    rows = "".join(
+        f"<p><b>{escape(p.label.replace('_', ' '))}</b><br>{escape(p.help)}</p>" for p in command.parameters
+    )
+    return f"<html><p>{escape(command.does)}</p><p>{escape(command.gives)}</p>{rows}</html>"
 
 
 def _row(parameter: Parameter) -> str:

@@ -1,0 +1,2 @@
+// Localizes the molecules in every stack of a folder: "input=FOLDER output=FOLDER ...", see README.md.
+runMacro(File.getParent(getInfo("macro.filepath")) + "/Batch.ijm", "localize " + getArgument());
