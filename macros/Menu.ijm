@@ -2,24 +2,23 @@
 //   python   the Python that has fiji-bridge
 //   request  lines of key=value: the command's name, then its options
 //   input    the stack on disk, or "" for the current image
+//   window   what stands for ImageJ's window, "null" without one
+//   options  what a macro gave, "null" when the command was chosen from the menu
 // Python works in a process of its own, which stays for the next command. Images go to and fro as files in a folder
 // in memory where the system has one. This macro keeps a file changing while it waits; when that stops, because Esc
 // ended the macro or ImageJ was closed, Python gives up the work and takes the folder away.
 
-window = "" + call("ij.IJ.getInstance");
-hasWindow = false;
-if (window != "null") hasWindow = true;
 original = 0;
 if (input == "" && nImages == 0)
-    exit("Open an image first, or give the path of a stack as input.");
+    stop("Open an image first, or give the path of a stack as input.");
 if (input == "" && bitDepth() == 24)
-    exit("This is a color image, and photons have no colors: use Image > Type > 32-bit, or split its channels.");
+    stop("This is a color image, and photons have no colors: use Image > Type > 32-bit, or split its channels.");
 bytes = 0;
 if (input == "")
     bytes = getValue("image.size");
 answer = exec(python, "-m", "fiji_bridge.imagej.worker", "begin", "" + bytes, getInfo("file.encoding"));
 if (!startsWith(answer, "folder="))
-    exit(python + " cannot do it; run `fiji-bridge install` again. " + answer);
+    stop(python + " cannot do it; run `fiji-bridge install` again. " + answer);
 folder = substring(answer, 7, indexOf(answer, "\n")) + "/";
 pulse = substring(answer, indexOf(answer, "pulse=") + 6, lengthOf(answer) - 1);
 
@@ -48,7 +47,7 @@ while (!File.exists(folder + "result")) {
     if (seen != last) still = 0;
     last = seen;
     if (still > 150)
-        exit("The Python that did the work has ended, perhaps for want of memory; see " + pulse + ".log");
+        stop("The Python that did the work has ended, perhaps for want of memory; see " + pulse + ".log");
 }
 showProgress(1);
 
@@ -73,16 +72,16 @@ for (i = 0; i < lines.length; i++) {
         else
             run("Enhance Contrast", "saturated=0.35");
     }
-    if (what == "table" && hasWindow) {
+    if (what == "table" && window != "null") {
         Table.open(folder + parts[0]);
         Table.rename(parts[0], parts[1]);
     }
-    if (what == "page" && hasWindow)
+    if (what == "page" && window != "null")
         ignored = call("ij.plugin.BrowserLauncher.openURL", value);
 }
 File.saveString("", folder + "read");
 if (error != "")
-    exit(error);
+    stop(error);
 showStatus(text);
 print(text);
 
@@ -164,6 +163,22 @@ function likeOriginal(original, made) {
         selectImage(made);
         Stack.setChannel(channelAt);
     }
+}
+
+// Says what is wrong. A macro that ran the command must not go on as if it had been done.
+function stop(message) {
+    if (window == "null") {
+        print(message);
+        if (indexOf(getInfo("java.class.path"), "jpype") < 0)
+            ignored = call("java.lang.System.exit", "1");
+    } else {
+        showMessage("Fiji Bridge", message);
+        if (options != "null") {
+            ignored = call("ij.Macro.abort"); // which also shows where it was called from
+            close("Exception");
+        }
+    }
+    exit();
 }
 
 function textOf(path) {

@@ -48,8 +48,10 @@ def words(container: Any) -> str:
     if container is None:
         return ""
     texts = [str(container.getText())] if hasattr(container, "getText") else []
-    if hasattr(container, "getMessage"):
-        texts.append(str(container.getMessage()))
+    if container.getClass().getSimpleName() == "MultiLineLabel":
+        field = container.getClass().getDeclaredField("text2")
+        field.setAccessible(True)
+        texts.append(str(field.get(container)))
     if hasattr(container, "getComponents"):
         texts += [words(part) for part in container.getComponents()]
     return " ".join(texts)
@@ -142,7 +144,7 @@ def drive(folder: str) -> None:
     shot("denoised")
     print("range", made.getDisplayRangeMin(), made.getDisplayRangeMax(), made.getBitDepth())
     calibration = made.getCalibration()
-    print("calibration", calibration.pixelWidth, calibration.frameInterval)
+    print("calibration", round(calibration.pixelWidth, 6), calibration.getUnit(), calibration.frameInterval)
     print("axes", list(made.getDimensions()) == list(movie.getDimensions()))
     print("original", movie.getTitle(), movie.getOriginalFileInfo().directory, movie.changes)
     made.changes = False
@@ -174,6 +176,8 @@ def drive(folder: str) -> None:
     shot("error")
     message().dispose()
     thread.join(20)
+    windows = [str(title) for title in WindowManager.getNonImageTitles()]
+    print("windows", [title for title in windows if title not in ("Recorder", "Log")])
     print("reached", "not reached" in str(IJ.getLog()))
 
     # Esc ends the macro, and with it the work.

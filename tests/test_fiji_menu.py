@@ -143,7 +143,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     for command, values in entered:
         assert f'{command.cli} run("{command.menu}", "{command.options(values)}");\n' in said, said
     assert "range 101.0 123.0 32" in said
-    assert "calibration 0.11 0.03" in said
+    assert "calibration 0.11 µm 0.03" in said
     assert "axes True" in said
     assert f"original movie.tif {movie}/ False" in said
     assert "table True" in said
@@ -151,6 +151,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     assert "a file stands there" in said
     assert "replayed denoised movie.tif" in said
     assert "did you mean model?" in said
+    assert "windows ['localizations movie.tif']" in said
     assert "reached False" in said
     assert "stopped True" in said
     assert not (movie / "never.safetensors").exists()

@@ -112,8 +112,8 @@ def dialog_macro(command: Command, python: str) -> str:
 python = {literal(python)};
 request = "command={command.menu}\\n" + "encoding=" + getInfo("file.encoding") + "\\n";
 input = "";
-options = "" + call("ij.Macro.getOptions");
-window = "" + call("ij.IJ.getInstance");
+var options = "" + call("ij.Macro.getOptions");
+var window = "" + call("ij.IJ.getInstance");
 if (options != "null" || window == "null") {{
     // Replayed: the options as they were recorded; those left out are not what was entered last.
     if (options == "null") options = "";
