@@ -49,9 +49,9 @@ def words(container: Any) -> str:
         return ""
     texts = [str(container.getText())] if hasattr(container, "getText") else []
     if container.getClass().getSimpleName() == "MultiLineLabel":
-        field = container.getClass().getDeclaredField("text2")
+        field = container.getClass().getDeclaredField("lines")
         field.setAccessible(True)
-        texts.append(str(field.get(container)))
+        texts += [str(line) for line in field.get(container)]
     if hasattr(container, "getComponents"):
         texts += [words(part) for part in container.getComponents()]
     return " ".join(texts)
@@ -161,7 +161,7 @@ def drive(folder: str) -> None:
     shot("compare dialog")
     dialog.getStringFields().get(1).setText(f"{folder}/movie.tif/no folder")
     press(dialog, "OK")
-    print("refused", words(until(message)))
+    print("refused", words(until(message)).replace("\n", " "))
     message().dispose()
     print("compare", recorded_line("Compare raw and denoised..."))
 

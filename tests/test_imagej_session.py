@@ -102,6 +102,31 @@ def test_ctrl_c_is_pythons_keyboard_interrupt(imagej):
     process.stdout.close()
 
 
+FINDS_NULL = """
+import faulthandler
+faulthandler.enable()
+from fiji_bridge.imagej import start
+start()
+faulthandler.disable()
+from jpype import JClass, JException, JObject
+String = JClass("java.lang.String")
+text, nothing = String("a"), JObject(None, String)
+for _ in range(3):
+    for _ in range(20000):
+        text.compareTo(text)
+    try:
+        text.compareTo(nothing)
+    except JException:
+        print("null")
+"""
+"""Has Java compile a method, which then finds null by a segmentation fault."""
+
+
+def test_java_lives_on_when_pythons_fault_handler_is_disabled_after_it_started(imagej):
+    done = run(FINDS_NULL)
+    assert done.stdout.split() == ["null"] * 3, done.stderr
+
+
 def test_imagej_has_no_display_and_its_macros_run(imagej):
     from jpype import JClass
 

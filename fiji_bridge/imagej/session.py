@@ -5,6 +5,7 @@ others come through pyimagej. Either way there is one `ImageJ` object, and one i
 """
 
 import atexit
+import faulthandler
 import importlib.util
 import os
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+from filelock import FileLock
 
 from fiji_bridge.errors import FijiBridgeError
 
@@ -411,6 +413,9 @@ def _start(wanted: _Wanted) -> ImageJ:
         )
     import scyjava.config
 
+    # Java makes segmentation faults on purpose and handles them. Python's fault handler (pytest has it on)
+    # would put back the handler from before Java when it is disabled later, and the next one end the process.
+    faulthandler.disable()
     before = list(scyjava.config.get_options())
     try:
         _configure(wanted, java)
@@ -498,7 +503,8 @@ def _start_embedded(wanted: _Wanted, java: Java | None) -> ImageJ:
     if wanted.jar:
         scyjava.config.add_classpath(str(wanted.jar))
     try:
-        scyjava.start_jvm()
+        with _fetching():
+            scyjava.start_jvm()
     except Exception as error:
         raise _not_started(java, error) from error
     _settle()
@@ -526,7 +532,8 @@ def _start_pyimagej(wanted: _Wanted, java: Java | None) -> ImageJ:
     scyjava.config.endpoints.clear()
     mode = "headless" if wanted.mode == "headless" else "interactive"
     try:
-        gateway = imagej.init(wanted.where, mode=mode)
+        with _fetching():
+            gateway = imagej.init(wanted.where, mode=mode)
         if not gateway or not gateway.legacy:
             raise RuntimeError("there is no ImageJ 1.x in it: imagej-legacy is missing")
     except Exception as error:
@@ -537,6 +544,13 @@ def _start_pyimagej(wanted: _Wanted, java: Java | None) -> ImageJ:
     if wanted.mode == "gui":
         gateway.ui().showUI()
     return _running(wanted, plugins, gateway)
+
+
+def _fetching() -> FileLock:
+    """Let one process at a time fetch jars: another would start with half of them."""
+    folder = platformdirs.user_cache_path("fiji_bridge")
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / "fetching.lock")
 
 
 def _settle() -> None:
