@@ -148,7 +148,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     assert f"original movie.tif {movie}/ False" in said
     assert "table True" in said
     assert "rendered True" in said
-    assert "a file stands there" in said
+    assert "is a file; name a folder for the report" in said
     assert "replayed denoised movie.tif" in said
     assert "did you mean model?" in said
     assert "windows ['localizations movie.tif']" in said

@@ -281,8 +281,8 @@ def test_a_gigabyte_is_not_copied_pixel_by_pixel(ij):
 
     image = ij.to_imagej(values)
     copy = seconds(values.copy)
-    assert seconds(lambda: ij.to_python(image)) < 6 * copy
-    assert seconds(lambda: ij.to_imagej(values)) < 12 * copy
+    assert seconds(lambda: ij.to_python(image)) < 30 * copy
+    assert seconds(lambda: ij.to_imagej(values)) < 30 * copy
 
 
 SAME_AS_PYIMAGEJ = """

@@ -361,7 +361,7 @@ def test_ctrl_c_stops_a_macro(imagej, code):
             imagej.run_macro(code)
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.time() - began < 4
+    assert time.time() - began < 10
     assert imagej.run_macro('return "fine";') == "fine"
 
 

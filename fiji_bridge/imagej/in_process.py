@@ -34,7 +34,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from fiji_bridge.errors import FijiBridgeError
@@ -49,6 +48,7 @@ from fiji_bridge.imagej.commands import (
     Value,
     find,
 )
+from fiji_bridge.imagej.pages import help_html
 from fiji_bridge.progress import Progress
 
 if TYPE_CHECKING:
@@ -419,7 +419,7 @@ def ask(command: Command) -> dict[str, Value] | None:
             dialog.addStringField(parameter.label, text, 30)
         else:
             dialog.addFileField(parameter.label, text, 30)
-    dialog.addHelp(_help(command))
+    dialog.addHelp(help_html(command))
     dialog.showDialog()
     if dialog.wasCanceled():
         return None
@@ -439,13 +439,6 @@ def ask(command: Command) -> dict[str, Value] | None:
 
 def _remembered(command: Command, key: str) -> str:
     return f"fiji_bridge.{command.cli}.{key}"
-
-
-def _help(command: Command) -> str:
-    rows = "".join(
-        f"<p><b>{escape(p.label.replace('_', ' '))}</b><br>{escape(p.help)}</p>" for p in command.parameters
-    )
-    return f"<html><p>{escape(command.does)}</p><p>{escape(command.gives)}</p>{rows}</html>"
 
 
 def _add_menu() -> None:

@@ -172,7 +172,7 @@ def _folder(fiji: str | os.PathLike[str]) -> Path:
     FijiBridgeError
         If it is not.
     """
-    from fiji_bridge.imagej.session import _check_folder as check_folder
+    from fiji_bridge.imagej.session import check_folder
 
     folder = Path(fiji).absolute()
     check_folder(folder)

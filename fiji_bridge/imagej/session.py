@@ -335,7 +335,7 @@ class _Wanted:
         if not _is_folder(said):
             return cls(_endpoint(said), None, mode, heap, folder)
         place = Path(said).expanduser().absolute()
-        jar = _check_folder(place)
+        jar = check_folder(place)
         if jar is None and folder not in (None, place):
             raise FijiBridgeError(
                 f"{place} brings plugins of its own, so plugins={folder} cannot be given; put them in there."
@@ -358,7 +358,7 @@ def _endpoint(where: str) -> str:
     )
 
 
-def _check_folder(folder: Path) -> Path | None:
+def check_folder(folder: Path) -> Path | None:
     """Give the jar of an ImageJ 1.x folder, None for an ImageJ2 or Fiji; complain about any other."""
     try:
         if not folder.is_dir():
