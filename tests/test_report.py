@@ -201,7 +201,10 @@ def test_without_truth_no_scores_are_shown(comparison):
 @pytest.mark.parametrize("way", ["raw", "denoised"])
 def test_a_way_that_finds_no_molecule_still_gives_a_page(comparison, way):
     comparison.tables[way] = comparison.tables[way].iloc[:0]
-    comparison.figures["ways"][way]["detections"] = 0
+    found = comparison.figures["ways"][way]
+    found["detections"] = 0
+    for which in ("best", "own"):
+        found[which] |= dict.fromkeys(("precision", "mean_distance_nm", "rmse_nm"))  # 0 of 0
     assert Page(draw(comparison)).open == []
 
 
