@@ -17,6 +17,8 @@ bytes = 0;
 if (input == "")
     bytes = getValue("image.size");
 answer = exec(python, "-m", "fiji_bridge.imagej.worker", "begin", "" + bytes, getInfo("file.encoding"));
+if (startsWith(answer, "error="))
+    stop(substring(answer, 6));
 if (!startsWith(answer, "folder="))
     stop(python + " cannot do it; run `fiji-bridge install` again. " + answer);
 folder = substring(answer, 7, indexOf(answer, "\n")) + "/";
@@ -25,6 +27,8 @@ pulse = substring(answer, indexOf(answer, "pulse=") + 6, lengthOf(answer) - 1);
 if (input == "") {
     original = getImageID();
     getVoxelSize(pixelWidth, pixelHeight, pixelDepth, unit);
+    getDimensions(width, height, channels, slices, frames);
+    request = request + "channels=" + channels + "\n" + "slices=" + slices + "\n" + "frames=" + frames + "\n";
     request = request + "title=" + getTitle() + "\n" + "pixel_width=" + pixelWidth + "\n" + "unit=" + unit + "\n";
     handOver(original);
 }
@@ -46,8 +50,11 @@ while (!File.exists(folder + "result")) {
     still++;
     if (seen != last) still = 0;
     last = seen;
-    if (still > 150)
-        stop("The Python that did the work has ended, perhaps for want of memory; see " + pulse + ".log");
+    if (still == 50) {
+        still = 0; // loading torch from a slow disk stops the pulse as well
+        if (!startsWith(exec(python, "-m", "fiji_bridge.imagej.worker", "lives"), "True"))
+            stop("The Python that did the work has ended, perhaps for want of memory; see " + pulse + ".log");
+    }
 }
 showProgress(1);
 
@@ -112,6 +119,8 @@ function handOver(image) {
             run("Duplicate...", "title=part duplicate range=" + first + "-" + end);
         else
             run("Duplicate...", "title=part duplicate channels=1-" + channels + " slices=1-" + slices + " frames=" + first + "-" + end);
+        if (nSlices > 1) Stack.setDimensions(1, 1, nSlices); // a part may have fewer axes than the whole
+        run("Grays"); // a palette is no part of the data, and an inverted one would invert them
         saveAs("Tiff", folder + "image-" + IJ.pad(first, 8) + ".tif");
         close();
         File.saveString("" + first, folder + "alive");
@@ -144,7 +153,7 @@ function likeOriginal(original, made) {
     Stack.setFrameInterval(interval);
     Stack.setFrameRate(rate);
     if (composite) {
-        run("Make Composite", "display=" + mode);
+        run("Make Composite", "display=" + toUpperCase(substring(mode, 0, 1)) + substring(mode, 1));
         made = getImageID();
     }
     for (channel = 1; channel <= channels; channel++) {

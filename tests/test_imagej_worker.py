@@ -97,7 +97,7 @@ def zombie(pid: int) -> bool:
 def test_one_python_does_job_after_job_and_says_what_came_out(begin, tmp_path):
     first = begin()
     model = tmp_path / "my model.safetensors"
-    said = first.asks("Train...", f"output=[{model.name}] minutes=0.05 camera=[{CAMERA}]").result()
+    said = first.asks("Train...", f"output=[{model.name}] minutes=0.1 camera=[{CAMERA}]").result()
     assert "Trained on my µ movie" in said.get("text", said.get("error", "")), said
     assert model.is_file(), "a path is taken from where ImageJ was started"
     second = begin()
@@ -125,6 +125,42 @@ def test_one_python_does_job_after_job_and_says_what_came_out(begin, tmp_path):
 )
 def test_a_mistake_comes_back_as_a_sentence(begin, command, options, sentence):
     assert sentence in begin().asks(command, options).result()["error"]
+
+
+def test_channels_and_slices_come_back_from_parts_that_are_plain_planes(tmp_path):
+    frames, slices, channels = 3, 2, 2
+    planes = np.arange(frames * slices * channels, dtype=np.uint16)[:, None, None] * np.ones(
+        (1, 8, 8), np.uint16
+    )
+    for first, last in ((0, 8), (8, 12)):  # two frames, and one
+        path = tmp_path / f"image-{first:08}.tif"
+        tifffile.imwrite(path, planes[first:last], imagej=True, metadata={"axes": "TYX"})
+    request = {"frames": str(frames), "slices": str(slices), "channels": str(channels), "title": "hyper"}
+    image = worker.Job(tmp_path)._image(request)
+    assert image is not None
+    assert dict(image.sizes) == {"t": frames, "c": channels, "z": slices, "y": 8, "x": 8}
+    assert [int(image[t, c, z, 0, 0]) for t, c, z in ((0, 1, 0), (0, 0, 1), (1, 0, 0), (2, 1, 1))] == [
+        1,
+        2,
+        4,
+        11,
+    ]
+
+
+def test_a_result_waits_for_an_imagej_that_is_long_at_opening_it(tmp_path):
+    for name in ("cwd", "request", "alive", "result"):
+        (tmp_path / name).write_text("end=\n")
+    age = time.time() - 3 * worker.SILENT_S
+    for name in ("cwd", "request", "alive"):
+        os.utime(tmp_path / name, (age, age))
+    assert not worker.Job(tmp_path).forgotten
+    (tmp_path / "result").unlink()
+    assert worker.Job(tmp_path).forgotten
+
+
+def test_an_encoding_that_only_java_knows_does_not_end_the_worker(tmp_path):
+    (tmp_path / "request").write_text("encoding=x-SJIS_0213\ncommand=Denoise...\nend=\n")
+    assert worker.Job(tmp_path).waits
 
 
 def test_a_job_whose_macro_is_gone_is_given_up(begin):
@@ -156,5 +192,5 @@ def test_an_idle_python_ends_and_leaves_nothing(tmp_path, monkeypatch):
 def test_an_image_with_no_room_for_it_is_refused_in_a_sentence(begin, tmp_path):
     call = [sys.executable, "-m", "fiji_bridge.imagej.worker", "begin", "1e18", "UTF-8"]
     said = subprocess.run(call, capture_output=True, text=True, timeout=30, check=True)
-    assert said.stdout.startswith("There is no room for this image")
+    assert said.stdout.startswith("error=There is no room for this image")
     assert not said.stderr

@@ -13,10 +13,12 @@ One worker serves every ImageJ of a user that calls this Python; jobs wait for e
 idle for a quarter of an hour, or when the package is another than it started with.
 """
 
+import codecs
 import contextlib
 import hashlib
 import math
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -46,7 +48,7 @@ IDLE_S = 900.0
 SILENT_S = 10.0
 """After so long without a sign of its macro a job is given up."""
 LEFT_S = 600.0
-"""After so long a folder that nothing was asked for in is taken away; writing a large image takes time."""
+"""The same while ImageJ writes or opens images, which takes time."""
 LOOK_S = 0.05
 MESSAGE_WIDTH = 90
 """Characters in a line of a message window, which does not wrap."""
@@ -79,7 +81,8 @@ class Place:
         """Find it, making what is missing."""
         sources = Path(fiji_bridge.__file__).parent.rglob("*.py")
         caches = platformdirs.user_cache_path("fiji_bridge")
-        state = f"{sys.executable} {caches} {max(source.stat().st_mtime for source in sources)}"
+        changed = max(source.stat().st_mtime for source in sources)
+        state = f"{platform.node()} {sys.executable} {caches} {changed}"  # homes are shared between machines
         name = "fiji_bridge-" + hashlib.sha256(state.encode()).hexdigest()[:12]
         temporary = [Path("/dev/shm"), Path(tempfile.gettempdir())]
         control = caches / name
@@ -136,14 +139,19 @@ class Place:
 def begin(size: int) -> str:
     """Give a macro a folder for its job, and start the worker unless it is there."""
     place = Place.of_this_python()
-    folder = place.job_folder(size)
+    folder = place.job_folder(size)  # before the look at the lock: see the end of `serve`
+    if not _lives(place):
+        _start(place)
+    return f"folder={folder}\npulse={place.pulse}"
+
+
+def _lives(place: Place) -> bool:
+    """Say whether a worker is there, even one so busy that its pulse stands still."""
     try:
         with place.lock.acquire(timeout=0):
-            pass
-        _start(place)
+            return False
     except Timeout:
-        pass  # it lives
-    return f"folder={folder}\npulse={place.pulse}"
+        return True
 
 
 def _start(place: Place) -> None:
@@ -163,7 +171,7 @@ def serve(idle: float = IDLE_S) -> None:
     """Do jobs until there was none for so long [s], or the package changed."""
     place = Place.of_this_python()
     with contextlib.suppress(Timeout):
-        with place.lock.acquire(timeout=0):
+        with place.lock.acquire(timeout=1.0):  # longer than a look at it takes
             threading.Thread(target=_beat, args=(place.pulse,), daemon=True).start()
             waited = time.monotonic()
             while time.monotonic() - waited < idle and place == Place.of_this_python():
@@ -172,7 +180,10 @@ def serve(idle: float = IDLE_S) -> None:
                         job.do()
                         waited = time.monotonic()
                     time.sleep(LOOK_S)
-        place.clear()
+        if any(folder for root in place.roots for folder in root.glob("job-*")):
+            serve(idle)  # begun after the last look, while the lock was still held
+        else:
+            place.clear()
 
 
 def _beat(pulse: Path) -> None:
@@ -214,7 +225,7 @@ class Job:
         """Whether the macro has read the result, or gives no sign any more."""
         if (self.folder / "read").exists():
             return True
-        return self._silence() > (SILENT_S if (self.folder / "request").exists() else LEFT_S)
+        return self._silence() > (SILENT_S if self.waits else LEFT_S)
 
     def do(self) -> None:
         """Do it, and leave the result or one sentence."""
@@ -231,7 +242,7 @@ class Job:
             if not isinstance(error, FijiBridgeError):
                 traceback.print_exc()  # into the log
         with contextlib.suppress(FileNotFoundError):
-            self._write("result", "\n".join(lines) + "\n", self._request().get("encoding", "utf-8"))
+            self._write("result", "\n".join(lines) + "\n", _known(self._request().get("encoding", "utf-8")))
 
     def _lines(self) -> Iterator[str]:
         from fiji_bridge.imagej.commands import find
@@ -269,10 +280,12 @@ class Job:
         encoding = next(
             (line[9:].decode() for line in raw.splitlines() if line.startswith(b"encoding=")), "utf-8"
         )
-        lines = raw.decode(encoding, errors="replace").splitlines()
+        lines = raw.decode(_known(encoding), errors="replace").splitlines()
         return {key: value for line in lines for key, _, value in [line.partition("=")]}
 
     def _image(self, request: dict[str, str]) -> "xr.DataArray | None":
+        import xarray as xr
+
         from fiji_bridge.stack import open_stack
 
         parts: list[Path] = sorted(self.folder.glob("image-*.tif"))
@@ -282,7 +295,12 @@ class Job:
         size = scale and scale * float(request["pixel_width"])
         image = open_stack(parts if len(parts) > 1 else parts[0], pixel_size_nm=size or None)
         image.attrs["source"] = request.get("title", "the image")
-        return image
+        frames, slices, channels = (int(request.get(axis, -1)) for axis in ("frames", "slices", "channels"))
+        if max(slices, channels) < 2:
+            return image
+        planes = image.data.reshape(frames, slices, channels, *image.shape[-2:])  # ImageJ's order
+        named = xr.DataArray(planes, dims=("t", "z", "c", "y", "x"), attrs=image.attrs)
+        return named.transpose("t", "c", "z", "y", "x")
 
     def _progress(self, stage: str, done: int, total: int) -> None:
         if self._silence() > SILENT_S:
@@ -325,13 +343,23 @@ def main() -> None:
     what, *rest = sys.argv[1:]
     if what == "serve":
         serve()
-        return
-    size, encoding = rest
-    sys.stdout.reconfigure(encoding=encoding, errors="replace")  # type: ignore[union-attr]
+    elif what == "lives":
+        print(_lives(Place.of_this_python()))
+    else:
+        size, encoding = rest
+        sys.stdout.reconfigure(encoding=_known(encoding), errors="replace")  # type: ignore[union-attr]
+        try:
+            print(begin(int(float(size))))
+        except (FijiBridgeError, OSError) as error:
+            print(f"error={error}")
+
+
+def _known(encoding: str) -> str:
+    """Give Java's name of an encoding, or ASCII for one that Python has not."""
     try:
-        print(begin(int(float(size))))
-    except (FijiBridgeError, OSError) as error:
-        print(error)
+        return codecs.lookup(encoding).name
+    except LookupError:
+        return "ascii"
 
 
 if __name__ == "__main__":
