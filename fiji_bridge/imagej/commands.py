@@ -489,8 +489,13 @@ COMPARE = Command(
         "truth": "/data/molecules.csv",
         "camera": _CAMERA_SETUP,
     },
-    f'fb.compare("/data/movie.tif", out="/data/report", ground_truth="/data/molecules.csv", max_minutes=5,\n'
-    f'           camera="{_CAMERA_SETUP}")',
+    "fb.compare(\n"
+    '    "/data/movie.tif",\n'
+    '    out="/data/report",\n'
+    '    ground_truth="/data/molecules.csv",\n'
+    "    max_minutes=5,\n"
+    f'    camera="{_CAMERA_SETUP}",\n'
+    ")",
 )
 
 LOCALIZE = Command(
@@ -522,9 +527,12 @@ LOCALIZE = Command(
         "options": "filter=[Wavelet filter (B-Spline)] threshold=1.5*std(Wave.F1)",
         "output": "/data/molecules.csv",
     },
-    f'fb.localize("/data/movie.tif", camera="{_CAMERA_SETUP}",\n'
-    '            options="filter=[Wavelet filter (B-Spline)] threshold=1.5*std(Wave.F1)",\n'
-    '            out="/data/molecules.csv")',
+    "fb.localize(\n"
+    '    "/data/movie.tif",\n'
+    f'    camera="{_CAMERA_SETUP}",\n'
+    '    options="filter=[Wavelet filter (B-Spline)] threshold=1.5*std(Wave.F1)",\n'
+    '    out="/data/molecules.csv",\n'
+    ")",
 )
 
 COMMANDS = (DENOISE, TRAIN, COMPARE, LOCALIZE)
