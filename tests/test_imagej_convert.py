@@ -154,6 +154,22 @@ def test_pixels_that_are_not_square_have_no_one_size_but_stay_as_they_are(ij, IJ
     assert (again.pixelWidth, again.pixelHeight) == (100, 200)
 
 
+@pytest.mark.parametrize(
+    ("size", "step"), [(100.0, None), (None, 200.0), (100.0, 200.0), (None, None)], ids=str
+)
+def test_pixel_size_and_z_step_are_known_apart(ij, size, step):
+    known = {"pixel_size_nm": size, "z_step_nm": step}
+    back = ij.to_python(ij.to_imagej(numbered("zyx", **known)))
+    assert {name: back.attrs[name] for name in known} == known
+    again = ij.to_python(ij.to_imagej(back))
+    assert {name: again.attrs[name] for name in known} == known
+
+
+def test_what_is_no_array_is_named(ij):
+    with pytest.raises(FijiBridgeError, match="Dataset"):
+        ij.to_imagej(xr.Dataset({"a": ("x", [1.0])}))
+
+
 def test_a_pixel_size_given_in_python_is_imagejs_calibration(ij):
     cal = ij.to_imagej(numbered("zyx", pixel_size_nm=160.0, z_step_nm=500.0)).getCalibration()
     assert (str(cal.getUnit()), cal.pixelWidth, cal.pixelHeight, cal.pixelDepth) == ("µm", 0.16, 0.16, 0.5)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,12 @@ def test_a_java_that_is_too_old_is_passed_over_and_named_when_it_is_the_only_one
     assert "version 1.8.0_292, which is too old: install Java 11 or newer" in done.stderr
 
 
+@pytest.mark.parametrize("heap", ["1k", "999999g"])
+def test_a_heap_that_java_cannot_have_is_one_sentence(imagej, heap):
+    done = run(f"from fiji_bridge.imagej import session\nsession.start(heap={heap!r})")
+    assert f"Java cannot start with heap={heap}" in done.stderr.strip().splitlines()[-1]
+
+
 def test_without_java_and_network_one_sentence_says_what_to_install(tmp_path):
     script = "from fiji_bridge.imagej import session\nsession._java_homes = lambda: iter(())\nsession.start()"
     done = run(script, PATH=str(tmp_path), JAVA_HOME="", HOME=str(tmp_path), **NO_NETWORK)
@@ -372,6 +379,26 @@ def test_a_command_works_on_the_image_given_and_gives_the_one_it_opens(imagej):
     assert imagej.to_python(image).std() < 3
     made = imagej.run("Z Project...", image, projection="Max Intensity")
     np.testing.assert_array_equal(imagej.to_python(made), imagej.to_python(image).max("t"))
+
+
+def test_threads_get_their_own_images(imagej):
+    def copied(number):
+        own = imagej.to_imagej(np.full((4, 4), number, np.uint8), f"own {number}")
+        return str(imagej.run("Duplicate...", own, title=f"copy {number}").getTitle())
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(copied, range(36))) == [f"copy {number}" for number in range(36)]
+    imagej.close()
+
+
+def test_a_command_asks_for_an_image_of_imagejs(imagej):
+    with pytest.raises(FijiBridgeError, match="to_imagej"):
+        imagej.run("Invert", np.zeros((4, 4)))
+
+
+def test_options_of_zero_are_values_and_false_is_none(imagej):
+    given = {"first": 0, "second": 0.0, "third": np.int64(0), "no": False, "nor": np.False_, "none": None}
+    assert imagej.run_macro("return getArgument();", **given) == "first=0 second=0.0 third=0"
 
 
 def test_a_command_that_does_not_exist_or_complains_says_so(imagej):

@@ -33,28 +33,32 @@ _calls = threading.RLock()
 def run_macro(code: str, args: Mapping[str, Any]) -> Any:
     """Run a macro; see `ImageJ.run_macro`."""
     declared = parameters(code)
-    if not declared:
-        return _interpret(code, options_string(args))[0]
-    _, interpreter = _interpret(with_values(code, declared, args), "")
-    return {each.name: each.result(_variable(interpreter, each.name)) for each in declared if each.output}
+    with _calls:  # until its variables are read
+        if not declared:
+            return _interpret(code, options_string(args))[0]
+        _, interpreter = _interpret(with_values(code, declared, args), "")
+        return {each.name: each.result(_variable(interpreter, each.name)) for each in declared if each.output}
 
 
 def run(command: str, image: Any, options: Mapping[str, Any]) -> Any:
     """Run a command; see `ImageJ.run`."""
-    line = f"run({literal(command)}, {literal(options_string(options))});"
-    before = _image_ids()
-    try:
-        _interpret(line, "", image)
-    except _MacroError as error:
-        if error.said.startswith("Unrecognized command"):
-            raise FijiBridgeError(f"ImageJ has no command {command!r}{_near(command)}") from None
-        raise FijiBridgeError(f"ImageJ's {command!r} failed: {error.said}") from error
-    new = [number for number in _image_ids() if number not in before]
-    if not new:
-        return None
     from jpype import JClass
 
-    return JClass("ij.WindowManager").getImage(new[-1])
+    if image is not None and not isinstance(image, JClass("ij.ImagePlus")):
+        raise FijiBridgeError(
+            f"{command!r} works on an ImagePlus, not {type(image).__name__}; make one with to_imagej."
+        )
+    line = f"run({literal(command)}, {literal(options_string(options))});"
+    with _calls:  # until its images are known, which another thread's would be taken for
+        before = _image_ids()
+        try:
+            _interpret(line, "", image)
+        except _MacroError as error:
+            if error.said.startswith("Unrecognized command"):
+                raise FijiBridgeError(f"ImageJ has no command {command!r}{_near(command)}") from None
+            raise FijiBridgeError(f"ImageJ's {command!r} failed: {error.said}") from error
+        new = [number for number in _image_ids() if number not in before]
+        return JClass("ij.WindowManager").getImage(new[-1]) if new else None
 
 
 def open_image(path: str | os.PathLike[str]) -> Any:
@@ -102,7 +106,12 @@ def options_string(options: Mapping[str, Any]) -> str:
         If a key is not a word, a value is of another type, or ImageJ could not read it back: it has brackets
         that do not match beside spaces and quotes, or ``key=`` of another option inside.
     """
-    words = {key.lower(): _word(key, value) for key, value in options.items() if value not in (None, False)}
+    given = {key: value.item() if hasattr(value, "item") else value for key, value in options.items()}
+    words = {
+        key.lower(): _word(key, value)
+        for key, value in given.items()
+        if value is not None and value is not False  # 0 is a value
+    }
     return " ".join(words[key] for key in _readable_order(words))
 
 
@@ -115,8 +124,6 @@ def _word(key: str, value: Any) -> str:
 
 
 def _text(key: str, value: Any) -> str:
-    if hasattr(value, "item"):
-        value = value.item()  # NumPy's numbers
     if isinstance(value, float) and not math.isfinite(value):
         return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(value, "NaN")
     if isinstance(value, str | os.PathLike):
@@ -227,6 +234,7 @@ class _Ear:
         from jpype import JClass
 
         self.said: str | None = None
+        self.interrupted = False
         self.line = 0
         self.statement = ""
         self.interpreter: Any = None
@@ -329,11 +337,16 @@ def _attention(image: Any = None) -> Iterator[_Ear]:
         except KeyboardInterrupt:
             _forget_interrupt()
             raise
+        except RuntimeError:  # JPype's, where an interrupt does not come through Java
+            if not ear.interrupted:
+                raise
         interpreter = ear.interpreter
         if interpreter is not None and interpreter.wasError():
             ear.note(str(interpreter.getErrorMessage()), int(interpreter.getLineNumber()))
         if thrown is not None:
             _note_exception(ear, thrown)
+    if ear.interrupted and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        raise KeyboardInterrupt
     if ear.said is not None:
         raise _MacroError(ear.said, ear.line, ear.statement)
 
@@ -518,6 +531,7 @@ def _stopped_by_ctrl_c(ear: _Ear) -> Iterator[None]:
             if before != -1:
                 os.write(before, number)
             if number[0] == signal.SIGINT:
+                ear.interrupted = True
                 ear.note("it was stopped by Ctrl-C.")
                 JClass("ij.IJ").setKeyDown(ESC)  # commands look at it
                 if "WAITING" in str(thread.getState()):

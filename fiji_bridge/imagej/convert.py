@@ -178,6 +178,7 @@ def _attributes(image: Any, planes: _Planes) -> dict[str, Any]:
     interval = float(cal.frameInterval) * _SECONDS.get(str(cal.getTimeUnit()), math.nan)
     calibration = {
         "unit": unit,
+        "z_unit": str(cal.getZUnit()),
         "pixel_width": float(cal.pixelWidth),
         "pixel_height": float(cal.pixelHeight),
         "pixel_depth": float(cal.pixelDepth),
@@ -193,7 +194,8 @@ def _attributes(image: Any, planes: _Planes) -> dict[str, Any]:
             "coefficients": None if coefficients is None else [float(value) for value in coefficients],
             "unit": str(cal.getValueUnit()),
         }
-    z_step = cal.pixelDepth * per if per and image.getNSlices() > 1 else None
+    per_z = nm_per(str(cal.getZUnit()))
+    z_step = cal.pixelDepth * per_z if per_z and image.getNSlices() > 1 else None
     return {
         "pixel_size_nm": square(cal.pixelWidth, cal.pixelHeight, per),
         "z_step_nm": None if z_step is None else float(f"{z_step:.6g}"),
@@ -275,7 +277,10 @@ def _arranged(array: Any) -> "xr.DataArray":
     import xarray as xr
 
     if not isinstance(array, xr.DataArray):
-        array = np.asarray(array)
+        try:
+            array = np.asarray(array)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FijiBridgeError(f"{type(array).__name__} makes no array: {error}") from error
         if array.ndim not in (2, 3):
             raise FijiBridgeError(
                 f"The array has {array.ndim} dimensions; give (y, x), (t, y, x), or a DataArray with dims."
@@ -401,15 +406,18 @@ def _java_arrays(planes: np.ndarray) -> Iterator[Any]:
 def _calibrate(image: Any, attrs: Mapping[str, Any], said: Mapping[str, Any], signed: bool) -> None:
     cal = image.getCalibration()
     unit, per = said.get("unit", "pixel"), nm_per(said.get("unit"))
+    z_unit = said.get("z_unit", unit)
     width, height, depth = (said.get(f"pixel_{name}", 1.0) for name in ("width", "height", "depth"))
     size, step = _positive(attrs, "pixel_size_nm"), _positive(attrs, "z_step_nm")
     interval = _positive(attrs, "frame_interval_s")
     if size and not _close(size, square(width, height, per)):
-        unit, depth, per = (unit, depth, per) if per else ("µm", 1.0, 1e3)
+        unit, per = (unit, per) if per else ("µm", 1e3)
         width = height = size / per
-    if step and per and not _close(step, depth * per):
-        depth = step / per
+    if step and not _close(step, depth * (nm_per(z_unit) or math.nan)):
+        z_unit, depth = (unit, step / per) if per else ("µm", step / 1e3)
     cal.setUnit(unit)
+    if z_unit != unit:
+        cal.setZUnit(z_unit)  # also where only one of the two is known
     cal.pixelWidth, cal.pixelHeight, cal.pixelDepth = width, height, depth
     cal.xOrigin, cal.yOrigin, cal.zOrigin = said.get("origin", (0.0, 0.0, 0.0))
     cal.frameInterval, time_unit = said.get("frame_interval", 0.0), said.get("time_unit", "sec")

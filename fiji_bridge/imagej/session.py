@@ -460,8 +460,21 @@ def _configure(wanted: _Wanted, java: Java | None) -> None:
         *_memory_options(wanted.heap),
         *(["--enable-native-access=ALL-UNNAMED"] if java is not None and java.major >= 22 else []),
     ]
+    if java is not None and wanted.heap:
+        _check_heap(java, options, wanted.heap)
     scyjava.config.add_options(options)
     scyjava.config.add_kwargs(interrupt=False)  # otherwise Ctrl-C ends the process without Python knowing
+
+
+def _check_heap(java: Java, options: list[str], heap: str) -> None:
+    """Try the heap in a process of its own: a Java that cannot have it would end this one."""
+    executable = java.home / "bin" / ("java.exe" if os.name == "nt" else "java")
+    tried = subprocess.run([executable, *options, "-version"], capture_output=True, text=True)
+    if tried.returncode != 0:
+        said = next(
+            (line for line in (tried.stdout + tried.stderr).splitlines() if line.strip()), "no reason"
+        )
+        raise FijiBridgeError(f"Java cannot start with heap={heap} ({said.strip()}); give another size.")
 
 
 def _memory_options(heap: str | None) -> list[str]:
