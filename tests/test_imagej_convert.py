@@ -220,6 +220,29 @@ def test_a_colour_image_is_red_green_and_blue_and_becomes_one_again(ij, IJ):
     np.testing.assert_array_equal(ij.to_python(again), array)
 
 
+def test_a_virtual_stack_whose_file_is_cut_or_gone_gives_no_zeros(ij, IJ, tmp_path):
+    path = tmp_path / "movie.tif"
+    IJ.saveAsTiff(ij.to_imagej(np.ones((6, 40, 50), np.uint16)), str(path))
+    ij.run_macro(f'run("TIFF Virtual Stack...", "open=[{path}]");')
+    from jpype import JClass
+
+    frames = ij.to_python(JClass("ij.WindowManager").getCurrentImage())
+    assert float(frames.sum()) == 6 * 40 * 50
+    with path.open("r+b") as file:
+        file.truncate(4 * 40 * 50 * 2)
+    with pytest.raises(FijiBridgeError, match=r"Plane \d .* is cut off"):
+        frames[5].to_numpy()
+    path.unlink()
+    with pytest.raises(FijiBridgeError, match=r"Plane 1 .* is gone"):
+        frames[0].to_numpy()
+    ij.close()
+
+
+def test_a_mask_is_refused(ij):
+    with pytest.raises(FijiBridgeError, match="mask"):
+        ij.to_imagej(np.ma.masked_less(np.arange(20.0).reshape(4, 5), 3))
+
+
 def test_a_virtual_stack_is_read_plane_by_plane_when_asked(ij, tmp_path):
     from jpype import JClass
 

@@ -397,8 +397,16 @@ def test_a_command_asks_for_an_image_of_imagejs(imagej):
 
 
 def test_options_of_zero_are_values_and_false_is_none(imagej):
-    given = {"first": 0, "second": 0.0, "third": np.int64(0), "no": False, "nor": np.False_, "none": None}
-    assert imagej.run_macro("return getArgument();", **given) == "first=0 second=0.0 third=0"
+    given = {
+        "first": 0,
+        "second": 0.0,
+        "third": np.int64(0),
+        "ticked": np.True_,
+        "no": False,
+        "nor": np.False_,
+        "none": None,
+    }
+    assert imagej.run_macro("return getArgument();", **given) == "ticked first=0 second=0.0 third=0"
 
 
 def test_a_command_that_does_not_exist_or_complains_says_so(imagej):

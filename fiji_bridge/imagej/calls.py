@@ -16,6 +16,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej.commands import COMMANDS
 from fiji_bridge.imagej.script_parameters import literal, parameters, with_values
@@ -106,7 +108,7 @@ def options_string(options: Mapping[str, Any]) -> str:
         If a key is not a word, a value is of another type, or ImageJ could not read it back: it has brackets
         that do not match beside spaces and quotes, or ``key=`` of another option inside.
     """
-    given = {key: value.item() if hasattr(value, "item") else value for key, value in options.items()}
+    given = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
     words = {
         key.lower(): _word(key, value)
         for key, value in given.items()

@@ -154,12 +154,32 @@ class _Planes:
                 pixels = self._stack.getPixels(number)
             else:
                 with self._reading:
+                    self._check_file(number)
                     pixels = self._stack.getProcessor(number).getPixels()
         except JException as error:
             raise FijiBridgeError(f"ImageJ cannot read plane {number} of {self._title}: {error}") from error
         if pixels is None:
             raise FijiBridgeError(f"Plane {number} of {self._title} is gone; was the image closed?")
         return np.frombuffer(memoryview(pixels), self._stored).reshape(self.shape[3:])
+
+    def _check_file(self, number: int) -> None:
+        """Complain where the file behind a virtual stack is gone or cut: ImageJ would give zeros."""
+        from jpype import JClass
+
+        if isinstance(self._stack, JClass("ij.plugin.FileInfoVirtualStack")):
+            field = JClass("ij.plugin.FileInfoVirtualStack").class_.getDeclaredField("info")
+            field.setAccessible(True)
+            info = field.get(self._stack)[number - 1]
+            path = Path(str(info.getFilePath()))
+            plain = info.compression <= JClass("ij.io.FileInfo").COMPRESSION_NONE
+            end = info.getOffset() + info.width * info.height * info.getBytesPerPixel() if plain else 0
+        elif type(self._stack) is JClass("ij.VirtualStack"):
+            path, end = Path(str(self._stack.getDirectory()), str(self._stack.getFileName(number))), 0
+        else:
+            return
+        if not path.is_file() or path.stat().st_size < end:
+            state = "is cut off" if path.is_file() else "is gone"
+            raise FijiBridgeError(f"Plane {number} of {self._title} cannot be read: {path} {state}.")
 
 
 def _parts(key: Any, ndim: int) -> list[Any]:
@@ -276,6 +296,8 @@ def _arranged(array: Any) -> "xr.DataArray":
     """Name the dims and bring them into the order (t, c, z, y, x)."""
     import xarray as xr
 
+    if isinstance(array, np.ma.MaskedArray):
+        raise FijiBridgeError("ImageJ's images have no mask; give values for all pixels with .filled().")
     if not isinstance(array, xr.DataArray):
         try:
             array = np.asarray(array)

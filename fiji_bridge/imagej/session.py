@@ -328,7 +328,11 @@ class _Wanted:
     def read(
         cls, where: str | os.PathLike[str] | None, mode: str, heap: str | None, plugins: Any
     ) -> "_Wanted":
-        folder = Path(plugins).absolute() if plugins else None
+        folder = Path(plugins).expanduser().absolute() if plugins else None
+        if folder is not None and not folder.is_dir():
+            raise FijiBridgeError(
+                f"There is no folder {folder}; plugins= takes the one whose `plugins` to load."
+            )
         if where is None:
             return cls(None, None, mode, heap, folder)
         said = os.fspath(where)
