@@ -180,6 +180,15 @@ def test_one_bad_stack_does_not_stop_the_rest_and_the_batch_goes_on_where_it_was
     assert statuses(changed) == ["ok", "ok", "ok"], "other options give other results"
 
 
+def test_no_two_stacks_have_one_output(tmp_path: Path) -> None:
+    stacks = tmp_path / "stacks"
+    stacks.mkdir()
+    for name in ("a.tif", "a.png", "a.png.tif", "a.tif.tif", "b.tif"):
+        write(stacks / name, 1)
+    told = plan(DENOISE, f"input={stacks} output={tmp_path}/out model={tmp_path}")
+    assert len({job.product for job in told.jobs}) == 5
+
+
 def test_a_stack_of_the_same_name_from_another_folder_is_not_taken_for_done(tmp_path: Path) -> None:
     for folder in ("monday", "tuesday"):
         (tmp_path / folder).mkdir()

@@ -227,7 +227,9 @@ def _set_of(path: Path) -> set[Path]:
 def _names(stacks: list[Path]) -> list[str]:
     """Give the names of the outputs: those of the stacks, with their suffixes where two would be the same."""
     same = Counter(stack.stem.casefold() for stack in stacks)
-    return [stack.stem if same[stack.stem.casefold()] == 1 else stack.name for stack in stacks]
+    names = [stack.stem if same[stack.stem.casefold()] == 1 else stack.name for stack in stacks]
+    # a.png beside a.tif is called a.png, which may be the stem of another.
+    return names if len(set(names)) == len(names) else [stack.name for stack in stacks]
 
 
 def _check_files(command: Command, values: Mapping[str, Value], stacks: int) -> None:
