@@ -9,13 +9,14 @@
 // ended the macro or ImageJ was closed, Python gives up the work and takes the folder away.
 
 original = 0;
-if (input == "" && nImages == 0)
-    stop("Open an image first, or give the path of a stack as input.");
-if (input == "" && bitDepth() == 24)
-    stop("This is a color image, and photons have no colors: use Image > Type > 32-bit, or split its channels.");
 bytes = 0;
-if (input == "")
+if (input == "") { // && would look at the image that is not there
+    if (nImages == 0)
+        stop("Open an image first, or give the path of a stack as input.");
+    if (bitDepth() == 24)
+        stop("This is a color image, and photons have no colors: use Image > Type > 32-bit, or split its channels.");
     bytes = getValue("image.size");
+}
 answer = exec(python, "-m", "fiji_bridge.imagej.worker", "begin", "" + bytes, getInfo("file.encoding"));
 if (startsWith(answer, "error="))
     stop(substring(answer, 6));
@@ -29,6 +30,7 @@ if (input == "") {
     getVoxelSize(pixelWidth, pixelHeight, pixelDepth, unit);
     getDimensions(width, height, channels, slices, frames);
     request = request + "channels=" + channels + "\n" + "slices=" + slices + "\n" + "frames=" + frames + "\n";
+    if (isSigned()) request = request + "signed=1\n";
     request = request + "title=" + getTitle() + "\n" + "pixel_width=" + pixelWidth + "\n" + "unit=" + unit + "\n";
     handOver(original);
 }
@@ -74,7 +76,9 @@ for (i = 0; i < lines.length; i++) {
     if (what == "image") {
         open(folder + parts[0]);
         rename(parts[2]);
-        if (original != 0 && parts[1] == "alike")
+        kept = parts[1] == "alike" && original != 0;
+        if (kept) kept = isOpen(original); // it may have been closed meanwhile
+        if (kept)
             likeOriginal(original, getImageID());
         else
             run("Enhance Contrast", "saturated=0.35");
@@ -142,9 +146,14 @@ function likeOriginal(original, made) {
     composite = is("composite");
     mode = "";
     if (composite) Stack.getDisplayMode(mode);
+    left = 0; top = 0;
+    toScaled(left, top);
+    grey = isSigned() || (calibrate(0) == 0 && calibrate(1) == 1); // else its range is of what a table makes of it
     if (channels > 1) Stack.getPosition(channelAt, sliceAt, frameAt);
     selectImage(made);
     if (nSlices > 1) Stack.setDimensions(channels, slices, frames);
+    if (left != 0 || top != 0) // first, as it rounds all else
+        run("Properties...", "origin=" + (-left / pixelWidth) + "," + (-top / pixelHeight));
     setVoxelSize(pixelWidth, pixelHeight, pixelDepth, unit);
     Stack.setXUnit(x);
     Stack.setYUnit(y);
@@ -164,7 +173,8 @@ function likeOriginal(original, made) {
         selectImage(made);
         if (channels > 1) Stack.setChannel(channel);
         setLut(reds, greens, blues);
-        setMinAndMax(least, most);
+        if (grey) setMinAndMax(least, most);
+        else run("Enhance Contrast", "saturated=0.35");
     }
     if (channels > 1) {
         selectImage(original);
@@ -174,12 +184,19 @@ function likeOriginal(original, made) {
     }
 }
 
+// Whether ImageJ shows the current image's 16-bit values less 32768.
+function isSigned() {
+    if (bitDepth() != 16) return false;
+    return calibrate(0) == -32768 && calibrate(65535) == 32767;
+}
+
 // Says what is wrong. A macro that ran the command must not go on as if it had been done.
 function stop(message) {
     if (window == "null") {
         print(message);
         if (indexOf(getInfo("java.class.path"), "jpype") < 0)
             ignored = call("java.lang.System.exit", "1");
+        ignored = call("ij.Macro.abort");
     } else {
         showMessage("Fiji Bridge", message);
         if (options != "null") {

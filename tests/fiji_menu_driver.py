@@ -188,6 +188,22 @@ def drive(folder: str) -> None:
     thread.join(20)
     print("stopped", not thread.is_alive() and time.monotonic() - began < 5)
 
+    # Values that ImageJ shows less 32768, an origin, and no image at all.
+    IJ.runMacro("close('*');")
+    signed = WindowManager.getImage("movie.tif") or IJ.openImage(f"{folder}/movie.tif")
+    for plane in range(1, signed.getStackSize() + 1):
+        signed.getStack().getProcessor(plane).add(32768)
+    signed.getCalibration().setSigned16BitCalibration()
+    signed.getCalibration().xOrigin = 3
+    signed.show()
+    IJ.runMacro(f'run("Denoise...", "model=[{folder}/model.safetensors]");')
+    made = WindowManager.getImage("denoised movie.tif")
+    print("signed", round(made.getStatistics().mean - signed.getStatistics().mean) == 0)
+    print("origin", made.getCalibration().xOrigin, round(made.getCalibration().pixelWidth, 6))
+    IJ.runMacro("close('*');")
+    IJ.runMacro(f'run("Denoise...", "input=[{folder}/movie.tif] model=[{folder}/model.safetensors]");')
+    print("input", titles())
+
 
 if __name__ == "__main__":
     where, fiji = sys.argv[1:3]

@@ -128,7 +128,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
         env={**os.environ, **own, "OMP_NUM_THREADS": "1", "JAVA_HOME": str(java.home)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=300,
     )
     for pulse in (movie / "cache").rglob("pulse"):
         os.kill(int(pulse.read_text().split()[0]), 15)
@@ -154,4 +154,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     assert "windows ['localizations movie.tif']" in said
     assert "reached False" in said
     assert "stopped True" in said
+    assert "signed True" in said
+    assert "origin 3.0 0.11" in said
+    assert "input ['denoised movie.tif']" in said
     assert not (movie / "never.safetensors").exists()

@@ -44,19 +44,20 @@ def install(fiji: str | os.PathLike[str], python: str | os.PathLike[str] = sys.e
     folder = _folder(fiji)
     _check_ours(folder)
     macros = macro_sources()
+    written = []
+    for source in sorted(macros.glob("Batch*.ijm")):
+        text = source.read_text(encoding="ascii").replace('"python3"', literal(str(python)))
+        with replacing(folder / BATCH / source.name) as partial:
+            partial.write_text(text, encoding="utf-8")
+        written.append(folder / BATCH / source.name)
+    # The jar last: with it the menu is there.
     with replacing(folder / JAR) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as jar:
         jar.writestr("plugins.config", plugins_config())
         jar.writestr(f"{INSIDE}/version", __version__)
         for command in COMMANDS:
             head = dialog_macro(command, str(python))
             jar.writestr(_inside(command), head + (macros / "Menu.ijm").read_text(encoding="ascii"))
-    written = [folder / JAR]
-    for source in sorted(macros.glob("Batch*.ijm")):
-        text = source.read_text(encoding="ascii").replace('"python3"', literal(str(python)))
-        with replacing(folder / BATCH / source.name) as partial:
-            partial.write_text(text, encoding="utf-8")
-        written.append(folder / BATCH / source.name)
-    return written
+    return [folder / JAR, *written]
 
 
 def uninstall(fiji: str | os.PathLike[str]) -> list[Path]:

@@ -32,11 +32,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import platformdirs
 from filelock import FileLock, Timeout
 
 import fiji_bridge
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.imagej.convert import SIGNED_OFFSET
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -294,6 +296,8 @@ class Job:
         scale = NANOMETRES.get(request.get("unit", "").replace("μ", "µ"))
         size = scale and scale * float(request["pixel_width"])
         image = open_stack(parts if len(parts) > 1 else parts[0], pixel_size_nm=size or None)
+        if "signed" in request:
+            image = (image.astype(np.int32) - SIGNED_OFFSET).astype(np.int16).assign_attrs(image.attrs)
         image.attrs["source"] = request.get("title", "the image")
         frames, slices, channels = (int(request.get(axis, -1)) for axis in ("frames", "slices", "channels"))
         if max(slices, channels) < 2:
