@@ -5,7 +5,7 @@ python = call("ij.Macro.getValue", task, "python", "python3");
 state = task;
 do {
     // exec gives what was printed only when the program has ended: each call waits for the next lines.
-    answer = exec(python, "-m", "fiji_bridge.imagej.batch", getInfo("file.encoding"), state);
+    answer = exec(python, "-P", "-m", "fiji_bridge.imagej.batch", getInfo("file.encoding"), state);
     lines = split(answer, "\n");
     state = "";
     if (lines.length > 0)

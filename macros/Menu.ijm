@@ -17,7 +17,7 @@ if (input == "") { // && would look at the image that is not there
         stop("This is a color image, and photons have no colors: use Image > Type > 32-bit, or split its channels.");
     bytes = getValue("image.size");
 }
-answer = exec(python, "-m", "fiji_bridge.imagej.worker", "begin", "" + bytes, getInfo("file.encoding"));
+answer = exec(python, "-P", "-m", "fiji_bridge.imagej.worker", "begin", "" + bytes, getInfo("file.encoding"));
 if (startsWith(answer, "error="))
     stop(substring(answer, 6));
 if (!startsWith(answer, "folder="))
@@ -54,7 +54,7 @@ while (!File.exists(folder + "result")) {
     last = seen;
     if (still == 50) {
         still = 0; // loading torch from a slow disk stops the pulse as well
-        if (!startsWith(exec(python, "-m", "fiji_bridge.imagej.worker", "lives"), "True"))
+        if (!startsWith(exec(python, "-P", "-m", "fiji_bridge.imagej.worker", "lives"), "True"))
             stop("The Python that did the work has ended, perhaps for want of memory; see " + pulse + ".log");
     }
 }
@@ -76,8 +76,9 @@ for (i = 0; i < lines.length; i++) {
     if (what == "image") {
         open(folder + parts[0]);
         rename(parts[2]);
-        kept = parts[1] == "alike" && original != 0;
-        if (kept) kept = isOpen(original); // it may have been closed meanwhile
+        kept = false;
+        if (original != 0 && parts[1] == "alike")
+            kept = isOpen(original); // it may have been closed meanwhile
         if (kept)
             likeOriginal(original, getImageID());
         else
@@ -148,7 +149,8 @@ function likeOriginal(original, made) {
     if (composite) Stack.getDisplayMode(mode);
     left = 0; top = 0;
     toScaled(left, top);
-    grey = isSigned() || (calibrate(0) == 0 && calibrate(1) == 1); // else its range is of what a table makes of it
+    grey = isSigned();
+    if (calibrate(0) == 0 && calibrate(1) == 1) grey = true; // else its range is of what a table makes of it
     if (channels > 1) Stack.getPosition(channelAt, sliceAt, frameAt);
     selectImage(made);
     if (nSlices > 1) Stack.setDimensions(channels, slices, frames);
@@ -187,7 +189,8 @@ function likeOriginal(original, made) {
 // Whether ImageJ shows the current image's 16-bit values less 32768.
 function isSigned() {
     if (bitDepth() != 16) return false;
-    return calibrate(0) == -32768 && calibrate(65535) == 32767;
+    if (calibrate(0) == -32768 && calibrate(65535) == 32767) return true;
+    return false;
 }
 
 // Says what is wrong. A macro that ran the command must not go on as if it had been done.

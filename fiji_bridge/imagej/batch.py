@@ -388,7 +388,7 @@ class Desk:
 def start(task: str) -> str:
     """Start a batch in a process of its own and give its first lines."""
     server = subprocess.Popen(
-        [sys.executable, "-m", __spec__.name, "serve", task],
+        [sys.executable, "-P", "-m", __spec__.name, "serve", task],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -47,16 +47,22 @@ if TYPE_CHECKING:
 
 IDLE_S = 900.0
 """How long a worker waits for the next command."""
-SILENT_S = 10.0
+SILENT_S = 20.0
 """After so long without a sign of its macro a job is given up."""
 LEFT_S = 600.0
 """The same while ImageJ writes or opens images, which takes time."""
+ABANDONED_S = 86400.0
+"""After so long without a sign no worker of any version still has a job in hand."""
 LOOK_S = 0.05
 MESSAGE_WIDTH = 90
 """Characters in a line of a message window, which does not wrap."""
 ROOM = 4
 """Free room wanted in memory, in sizes of the image: it, the 32-bit result, and some."""
 NANOMETRES = {"nm": 1.0, "µm": 1e3, "um": 1e3, "micron": 1e3, "microns": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}
+
+
+_HEARD: dict[Path, tuple[float, float]] = {}
+"""Last sign of each job's macro: time of its file, and monotonic time when that was seen."""
 
 
 class StoppedError(FijiBridgeError):
@@ -160,7 +166,7 @@ def _start(place: Place) -> None:
     windows = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     with place.pulse.with_suffix(".log").open("ab") as log:
         subprocess.Popen(
-            [sys.executable, "-m", "fiji_bridge.imagej.worker", "serve"],
+            [sys.executable, "-P", "-m", "fiji_bridge.imagej.worker", "serve"],
             stdin=subprocess.DEVNULL,
             stdout=log,  # not ours: ImageJ waits until that is closed
             stderr=log,
@@ -175,6 +181,7 @@ def serve(idle: float = IDLE_S) -> None:
     with contextlib.suppress(Timeout):
         with place.lock.acquire(timeout=1.0):  # longer than a look at it takes
             threading.Thread(target=_beat, args=(place.pulse,), daemon=True).start()
+            _sweep(place)
             waited = time.monotonic()
             while time.monotonic() - waited < idle and place == Place.of_this_python():
                 for _ in range(20):  # to look at the package's files less often
@@ -195,6 +202,14 @@ def _beat(pulse: Path) -> None:
         with contextlib.suppress(OSError):  # Windows, while the macro reads it
             pulse.write_text(f"{os.getpid()} {number}")
         time.sleep(1.0)
+
+
+def _sweep(place: Place) -> None:
+    """Take away what workers of other Pythons and versions, killed, left in memory."""
+    for root in place.roots:
+        for folder in root.parent.glob("fiji_bridge-*/job-*"):
+            if Job(folder)._silence() > ABANDONED_S:
+                shutil.rmtree(folder, ignore_errors=True)  # only what is this user's
 
 
 def _jobs(place: Place) -> "list[Job]":
@@ -314,8 +329,14 @@ class Job:
             self._write("status", f"{share:.4f}|{stage} {100 * share:.0f}%")
 
     def _silence(self) -> float:
-        """Seconds since the macro's last sign."""
-        return min(map(self._since, ("alive", "request", "cwd")))
+        """Seconds since the macro's last sign, without those in which the machine slept."""
+        silent = min(map(self._since, ("alive", "request", "cwd")))
+        sign, now = time.time() - silent, time.monotonic()
+        seen, heard = _HEARD.get(self.folder, (-math.inf, 0.0))
+        if sign > seen + LOOK_S:
+            heard = now if seen > 0 else now - silent
+            _HEARD[self.folder] = sign, heard
+        return now - heard
 
     def _since(self, name: str) -> float:
         """Seconds since a file changed; infinite when it is not there."""
