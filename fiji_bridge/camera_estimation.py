@@ -31,6 +31,8 @@ PATCH = 8
 
 MOST_FRAMES, MOST_PIXELS, MOST_POSITIONS = 50, 16_000_000, 8
 """How much is read at most: frames, pixels of one movie, channels and z slices."""
+RANGE_PIXELS = 500_000
+"""Pixels looked at to find the range of values."""
 
 FINE_LIMIT, COARSE_LIMIT, BACKGROUND_LIMIT = 2.5, 1.7, 1.6
 """Times what is expected from where the variance of a patch is more than noise.
@@ -77,8 +79,12 @@ MOST_AVERAGED = 128
 GRID_VALUES = 70_000
 """More distinct values than 16 bits have are no grid."""
 
-LEAST_SEEN = 0.05
-"""Least share of the noise at the highest frequencies that is believed; below it the image is blurred."""
+LAGS = 4
+"""Pixels up to which the correlation of the noise is measured."""
+
+LEAST_SEEN, MOST_BLURRED = 0.05, 0.3
+"""Least share of the noise that is believed to be at the frequencies looked at, and the share at the highest
+below which the image is blurred, so that those half as high tell more."""
 
 RESAMPLES = 200
 """Bootstrap resamples for the spread."""
@@ -102,6 +108,8 @@ class CameraEstimate:
         What speaks against the estimate, a sentence each.
     reliable
         False when a warning means that the data cannot tell.
+    noise_reach
+        How far apart pixels share noise [pixels]; 0 where each pixel has its own, as in raw recordings.
     """
 
     camera: Camera
@@ -109,6 +117,7 @@ class CameraEstimate:
     method: str
     warnings: tuple[str, ...]
     reliable: bool
+    noise_reach: int = 0
 
     def describe(self) -> str:
         """Give the text for people: values with spread, method, warnings, and the option string."""
@@ -143,6 +152,7 @@ class CameraEstimate:
             "method": self.method,
             "warnings": list(self.warnings),
             "reliable": self.reliable,
+            "noise_reach": self.noise_reach,
         }
 
 
@@ -263,6 +273,32 @@ def _levels(frames: np.ndarray) -> Levels:
     )
 
 
+def value_range(stacks: Sequence["xr.DataArray"]) -> tuple[float, float, float]:
+    """Find what values stacks of one camera can hold.
+
+    Parameters
+    ----------
+    stacks
+        Each (t, y, x); a few frames of each are read.
+
+    Returns
+    -------
+    tuple of float
+        The distance between neighbouring values [ADU], 0 where there is no such grid; the value below which
+        the camera cuts off and that at which pixels saturate [ADU], infinite where there is none.
+    """
+    each = max(1, RANGE_PIXELS // len(stacks))
+    samples = [sample_frames(stack, 8).ravel() for stack in stacks]
+    frames = np.concatenate([sample[:: -(-sample.size // each)] for sample in samples])
+    values, counts = np.unique(frames, return_counts=True)
+    if len(values) < 2:
+        return 0.0, -math.inf, math.inf
+    levels = _levels(frames)
+    piled = len(values) > 2 and counts[0] >= 10 and counts[0] > 3 * counts[1]
+    unsigned = np.issubdtype(frames.dtype, np.unsignedinteger)
+    return levels.step, 0.0 if unsigned else float(values[0]) if piled else -math.inf, levels.top
+
+
 def _step(gaps: np.ndarray, whole: bool) -> float:
     """Give the largest number of which all gaps between values are multiples, 0 if there is none."""
     if whole:
@@ -284,7 +320,7 @@ class Patches:
     fine, coarse
         Variance at the highest spatial frequencies and at half of them [ADU²].
     lagged
-        (patch, 2, 3): noise times itself and its neighbour at one and two pixels, along x and y [ADU²].
+        (patch, 2, 1 + LAGS): noise times itself and its neighbours, along x and y [ADU²].
     second, third
         Second and third central moment of one frame [ADU², ADU³].
     clipped, dark
@@ -334,7 +370,7 @@ def _measure(frames: list[np.ndarray], levels: Levels) -> Patches:
     along_x = _cut(_bend(_bend(signal, 0, 1), 0, 1)[:, 2:-2])
     along_y = _cut(_bend(_bend(signal, 1, 1), 1, 1)[2:-2]).swapaxes(1, 2)
     lagged = [
-        [(bent[..., : PATCH - k] * bent[..., k:]).mean(axis=(1, 2)) for k in range(3)]
+        [(bent[..., : PATCH - k] * bent[..., k:]).mean(axis=(1, 2)) / 6 for k in range(1 + LAGS)]
         for bent in (along_x, along_y)
     ]
     values = np.stack([_cut(frame[2:-2, 2:-2]) for frame in frames])
@@ -461,7 +497,7 @@ def _usable(patches: Patches) -> np.ndarray:
 
 
 class Solution(NamedTuple):
-    """Slope [ADU], constant [ADU²] and noise correlation (2, 2): along x and y, at one and two pixels."""
+    """Slope [ADU], constant [ADU²] and noise correlation (2, LAGS): along x and y, at one pixel and more."""
 
     slope: np.ndarray
     constant: np.ndarray
@@ -471,13 +507,17 @@ class Solution(NamedTuple):
 def _sums(line: Line, levels: Levels) -> np.ndarray:
     """Sum up, by region, all that `_solve` needs: (region, term)."""
     noise, expected = line.noise, line.expected()
-    w, m, v = 1 / expected**2, noise.mean, noise.fine
+    w, m, rounding = 1 / expected**2, noise.mean, levels.step**2 / 12
+    v, coarse = noise.fine - rounding, noise.coarse - rounding
     # What is left of structure shows least in the dark, where noise is strongest beside it.
     dark = m <= np.median(m)
-    lagged = noise.lagged.reshape(-1, 6) * (dark / expected)[:, None]
-    moments = np.stack([noise.third, noise.second - levels.step**2 / 12, np.ones_like(m), m, v], axis=1)
+    lagged = noise.lagged.copy()
+    lagged[..., 0] -= rounding
+    lagged = lagged.reshape(-1, 2 * (1 + LAGS)) * (dark / expected)[:, None]
+    moments = np.stack([noise.third, noise.second - rounding, np.ones_like(m), m, v, coarse], axis=1)
     moments *= _background(noise)[:, None]
-    terms = np.column_stack([w, w * m, w * m**2, w * v, w * m * v, lagged, moments])
+    lines = [w, w * m, w * m**2, w * v, w * m * v, w * coarse, w * m * coarse]
+    terms = np.column_stack([*lines, moments, lagged])
     regions, index = np.unique(noise.region, return_inverse=True)
     sums = np.zeros((len(regions), terms.shape[1]))
     np.add.at(sums, index, terms)
@@ -491,31 +531,39 @@ def _background(noise: Patches) -> np.ndarray:
     return usual & (noise.second <= BACKGROUND_LIMIT * level)
 
 
-def _solve(sums: np.ndarray, uniform: bool) -> Solution:
+def _solve(sums: np.ndarray, uniform: bool, rounding: float) -> Solution:
     """Give the line from sums (…, term), corrected for correlated noise.
 
     The patches of a `uniform` field make no line. Then the gain comes from the asymmetry of the noise: the
     third central moment of g times a Poisson variable is g times its variance.
     """
-    w, wm, wmm, wv, wmv = np.moveaxis(sums[..., :5], -1, 0)
-    lagged = sums[..., 5:11].reshape(*sums.shape[:-1], 2, 3)
-    third, second, count, mean, fine = np.moveaxis(sums[..., 11:], -1, 0)
+    w, wm, wmm, *lines = np.moveaxis(sums[..., :7], -1, 0)
+    third, second, count, mean, *variances = np.moveaxis(sums[..., 7:13], -1, 0)
+    lagged = sums[..., 13:].reshape(*sums.shape[:-1], 2, 1 + LAGS)
     correlation = lagged[..., 1:] / np.maximum(lagged[..., :1], TINY)
-    # The autocorrelation of (1, -2, 1)/√6 is 1, -2/3, 1/6 at 0, 1 and 2 pixels.
-    seen = np.prod(1 - 4 / 3 * correlation[..., 0] + 1 / 3 * correlation[..., 1], axis=-1)
-    correction = 1 / np.maximum(seen, LEAST_SEEN)
+    # The autocorrelation of (1, -2, 1)/√6 is 1, -2/3, 1/6 at 0, 1 and 2 of its steps, of one or two pixels.
+    fine, coarse = (
+        np.maximum(1 - 4 / 3 * correlation[..., step - 1] + 1 / 3 * correlation[..., 2 * step - 1], 0).prod(
+            axis=-1
+        )
+        for step in (1, 2)
+    )
+    blurred = fine < MOST_BLURRED
+    correction = 1 / np.maximum(np.where(blurred, coarse, fine), LEAST_SEEN)
     if uniform:
         count = np.maximum(count, 1)
         slope = third / np.maximum(second, TINY)
-        return Solution(slope, (correction * fine - slope * mean) / count, correlation)
+        variance = correction * np.where(blurred, *variances[::-1])
+        return Solution(slope, (variance - slope * mean) / count + rounding, correlation)
+    wv, wmv = (np.where(blurred, lines[2 + i], lines[i]) for i in (0, 1))
     slope = (w * wmv - wm * wv) / np.maximum(w * wmm - wm**2, TINY)
-    return Solution(correction * slope, correction * (wv - slope * wm) / w, correlation)
+    return Solution(correction * slope, correction * (wv - slope * wm) / w + rounding, correlation)
 
 
-def _bootstrap(sums: np.ndarray, uniform: bool) -> Solution:
+def _bootstrap(sums: np.ndarray, uniform: bool, rounding: float) -> Solution:
     regions = len(sums)
     draws = np.random.default_rng(0).multinomial(regions, np.full(regions, 1 / regions), size=RESAMPLES)
-    return _solve(draws @ sums, uniform)
+    return _solve(draws @ sums, uniform, rounding)
 
 
 def _split(slope: Any, constant: Any, levels: Levels) -> dict[str, Any]:
@@ -541,8 +589,8 @@ def _judge(line: Line, method: str, levels: Levels, pixel_size_nm: float | None,
     uniform = noise_of_means > (1 - GENUINE) * line.noise.mean.var()
     if uniform:
         method += "; gain from the asymmetry of the noise"
-    sums = _sums(line, levels)
-    found, resampled = _solve(sums.sum(axis=0), uniform), _bootstrap(sums, uniform)
+    sums, rounding = _sums(line, levels), levels.step**2 / 12
+    found, resampled = _solve(sums.sum(axis=0), uniform, rounding), _bootstrap(sums, uniform, rounding)
     slope, constant = float(found.slope), float(found.constant)
     if slope <= 0:
         # The best guess left: all noise is the photons', above the darkest pixels.
@@ -569,7 +617,8 @@ def _judge(line: Line, method: str, levels: Levels, pixel_size_nm: float | None,
         *_doubts_about_solution(found, resampled, uniform),
     ]
     warnings = tuple(doubt.sentence for doubt in doubts)
-    return CameraEstimate(camera, spread, method, warnings, not any(doubt.fatal for doubt in doubts))
+    reach = _reach(_significant(found, resampled))
+    return CameraEstimate(camera, spread, method, warnings, not any(doubt.fatal for doubt in doubts), reach)
 
 
 class Doubt(NamedTuple):
@@ -652,10 +701,8 @@ def _off_line(line: Line) -> float:
 
 
 def _doubts_about_solution(found: Solution, resampled: Solution, uniform: bool) -> Iterator[Doubt]:
-    near, error = found.correlation[:, 0], resampled.correlation[:, :, 0].std(axis=0)
-    near = np.where(np.abs(near) > 3 * error, near, 0)
-    # A scanning detector's bandwidth makes neighbours alike along its fast axis, never along both.
-    if near.max() > CORRELATED or near.min() > CORRELATED_BOTH or near.min() < ANTICORRELATED:
+    near = _significant(found, resampled)[:, 0]
+    if _shared(near):
         yield Doubt(
             f"Neighbouring pixels share noise (correlation {near[0]:.2f} along x, {near[1]:.2f} along y), as "
             "after smoothing, resampling, registration, sharpening or compression; estimate from the raw "
@@ -672,6 +719,26 @@ def _doubts_about_solution(found: Solution, resampled: Solution, uniform: bool) 
     error = _half_width(resampled.slope) / float(found.slope)
     if error > UNSURE:
         yield Doubt(f"Brightness and noise vary too little to tell the gain better than to {error:.0%}.")
+
+
+def _significant(found: Solution, resampled: Solution) -> np.ndarray:
+    """Give the correlation of the noise (2, LAGS), 0 where it may be chance."""
+    error = resampled.correlation.std(axis=0)
+    return np.where(np.abs(found.correlation) > 3 * error, found.correlation, 0)
+
+
+def _shared(near: np.ndarray) -> bool:
+    """Tell correlations of neighbours along x and y that no camera makes."""
+    # A scanning detector's bandwidth makes neighbours alike along its fast axis, never along both.
+    return bool(near.max() > CORRELATED or near.min() > CORRELATED_BOTH or near.min() < ANTICORRELATED)
+
+
+def _reach(correlation: np.ndarray) -> int:
+    """Give the largest distance at which the correlation (2, LAGS) matters, if neighbours share noise."""
+    if not _shared(correlation[:, 0]):
+        return 0
+    alike = np.abs(correlation).max(axis=0) > CORRELATED_BOTH
+    return max(1, int(np.argmin(np.append(alike, False))))
 
 
 def _half_width(values: np.ndarray) -> float:

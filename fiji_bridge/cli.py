@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import fiji_bridge
+from fiji_bridge.engines import ENGINES, ESTIMATORS, TARGETED, UNTRAINED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_target, jsonable
 
@@ -155,21 +156,49 @@ def build_parser() -> Parser:
     stacks(sub)
     sub.add_argument("--out", required=True, type=Path, metavar="MODEL", help="the model file (.safetensors)")
     camera(sub)
-    sub.add_argument("--engine", default="gamma-poisson", help="noise model (default gamma-poisson)")
+    sub.add_argument(
+        "--engine",
+        default=ENGINES[0],
+        choices=ENGINES,
+        metavar="ENGINE",
+        help=f"noise model or published method: {', '.join(ENGINES)} (default %(default)s)",
+    )
+    sub.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="STACK",
+        help=f"what the engines {' and '.join(TARGETED)} shall learn to give, of the same shape",
+    )
+    sub.add_argument("--model", metavar="MODEL", help="a model to go on from: a file, or one that ships")
+    sub.add_argument(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="N",
+        help="frames before and after each that the network sees as well (default 0)",
+    )
+    sub.add_argument(
+        "--blind-radius",
+        type=int,
+        metavar="PIXELS",
+        help="how far pixels share noise; left out: measured, 0 for the raw data of most cameras",
+    )
     training(sub)
 
     sub = command(
         "denoise", run_denoise, "Denoise a stack with a trained model; float32 in the input's units."
     )
     stacks(sub)
-    sub.add_argument("--model", required=True, type=Path, metavar="MODEL", help="what `train` wrote")
+    how = sub.add_mutually_exclusive_group(required=True)
+    how.add_argument("--model", metavar="MODEL", help="what `train` wrote, or the name of one that ships")
+    how.add_argument(
+        "--engine", choices=UNTRAINED, help="without a model, by a method that needs no training"
+    )
     sub.add_argument(
         "--out", required=True, type=Path, metavar="FILE", help=".tif or .zarr; with --batch a folder"
     )
     camera(sub)
-    sub.add_argument(
-        "--estimator", default="mean", choices=["mean", "map", "prior"], help="default: posterior mean"
-    )
+    sub.add_argument("--estimator", default=ESTIMATORS[0], choices=ESTIMATORS, help="default: posterior mean")
     sub.add_argument("--device", help="cuda or cpu; left out: CUDA when present")
 
     sub = command("localize", run_localize, "Detect and localize molecules; writes a ThunderSTORM CSV.")
@@ -241,9 +270,9 @@ def build_parser() -> Parser:
     return parser
 
 
-def sources(arguments: argparse.Namespace) -> list[Any]:
+def sources(arguments: argparse.Namespace, given: Sequence[str] | None = None) -> list[Any]:
     """Give the stacks meant: each path its own with --batch, else all of them one."""
-    paths: list[Path] = [Path(path) for path in arguments.stack]
+    paths: list[Path] = [Path(path) for path in given or arguments.stack]
     if arguments.batch:
         return list(paths)
     return [paths[0] if len(paths) == 1 else paths]
@@ -316,10 +345,17 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
     check_output(arguments.stack, arguments.out)
     camera = camera_of(arguments)
     stacks = [opened(source, arguments) for source in sources(arguments)]
+    targets = arguments.targets and [
+        opened(source, arguments) for source in sources(arguments, arguments.targets)
+    ]
     model = fiji_bridge.train(
-        stacks if len(stacks) > 1 else stacks[0],
+        stacks,
+        targets=targets,
         camera=camera,
         engine=arguments.engine,
+        model=arguments.model and fiji_bridge.load_model(arguments.model),
+        neighbours=arguments.neighbours,
+        blind_radius=arguments.blind_radius,
         max_minutes=arguments.max_minutes,
         device=arguments.device,
         seed=arguments.seed,
@@ -327,24 +363,26 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
     )
     model.save(arguments.out)
     report = model.report
-    text = (
-        f"Trained {report['steps']:,} steps in {report['minutes']:.1f} minutes; {report['stopped']}.\n"
-        f"Held-out loss {report['held_out_nll']:.4f} nats a pixel (trivial: {report['trivial_nll']:.4f}).\n"
-        f"Model written to {arguments.out}"
-    )
+    text = f"Trained {report['steps']:,} steps in {report['minutes']:.1f} minutes; {report['stopped']}.\n"
+    if "held_out_nll" in report:
+        text += (
+            f"Held-out loss {report['held_out_nll']:.4f} nats a pixel"
+            f" (trivial: {report['trivial_nll']:.4f}).\n"
+        )
+    text += f"Model written to {arguments.out}"
     return text, {"model": str(arguments.out), **model.metadata}
 
 
 def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Denoise one stack, or each of a batch."""
     camera = camera_of(arguments)
-    model = fiji_bridge.load_model(arguments.model)
+    trained = fiji_bridge.load_model(arguments.model) if arguments.model else None
 
     def one(source: Any, out: Path) -> Result:
         stack = opened(source, arguments)
         denoised = fiji_bridge.denoise(
             stack,
-            model,
+            trained or fiji_bridge.train(stack, camera=camera, engine=arguments.engine, progress=bar),
             camera=camera,
             estimator=arguments.estimator,
             out=out,

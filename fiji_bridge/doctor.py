@@ -20,6 +20,8 @@ EXTRAS = {
     "nd2": ("nd2", "formats", "Nikon ND2 files"),
     "czifile": ("czifile", "formats", "Zeiss CZI files"),
     "pyimagej": ("imagej", "fiji", "a Fiji or ImageJ2 inside Python"),
+    "bm3d": ("bm3d", "baselines", "BM3D to compare with"),
+    "careamics": ("careamics", "baselines", "N2V, N2N and CARE to compare with"),
 }
 """Optional packages: the module of each, the extra that installs it, and what it is for."""
 
@@ -153,5 +155,5 @@ def _extras() -> Iterator[Check]:
                 package,
                 False,
                 f"not installed, {use}",
-                f"if you have such: pip install 'fiji-bridge[{extra}]'",
+                f"if you want it: pip install 'fiji-bridge[{extra}]'",
             )

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from fiji_bridge.denoising.likelihood import ENGINES, GammaPoisson, Readout, negative_binomial_nll
+from fiji_bridge.denoising.noise_models import ENGINES, GammaPoisson, Readout
+from fiji_bridge.denoising.noise_models.gamma_poisson import negative_binomial_nll
 
 SILENT = Readout()
 

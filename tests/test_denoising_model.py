@@ -9,8 +9,8 @@ import torch
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import Model, denoise, load_model
-from fiji_bridge.denoising.likelihood import GammaPoisson
 from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.noise_models import GammaPoisson
 from fiji_bridge.errors import FijiBridgeError
 
 

@@ -2,17 +2,18 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
-from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
 from fiji_bridge.denoising.prediction import symmetric_outputs, tiled_outputs
 
 
-def lively_network(features=(4, 5, 6), seed=0):
+def lively_network(features=(4, 5, 6), seed=0, **shape):
     """A network whose outputs depend strongly on what it sees."""
     torch.manual_seed(seed)
-    network = BlindSpotNetwork(features, head=8)
+    network = BlindSpotNetwork(features, head=(8, 4), **shape)
     torch.nn.init.normal_(network.last.weight)
     for parameter in network.parameters():
         if parameter.ndim == 1:
@@ -59,6 +60,54 @@ def test_a_bright_pixel_changes_nothing_in_its_own_prior():
             change = network(brighter) - network(image)
         assert change[..., y, x].abs().max() == 0
         assert change.abs().max() > 0
+
+
+@pytest.mark.parametrize("radius", [1, 3])
+def test_a_wider_blind_spot_is_a_square_and_no_more(radius):
+    image = torch.randn(1, 1, 22, 19, requires_grad=True)
+    outputs = symmetric_outputs(lively_network(blind_radius=radius), image)
+    for y, x in product((0, 5, 11, 21), (0, 9, 18)):
+        (gradient,) = torch.autograd.grad(outputs[0, 0, y, x], image, retain_graph=True)
+        around = gradient[0, 0, max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
+        assert (around == 0).all()
+        wider = gradient[
+            0, 0, max(0, y - radius - 1) : y + radius + 2, max(0, x - radius - 1) : x + radius + 2
+        ]
+        assert (wider != 0).sum() == wider.numel() - around.numel()
+
+
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_neighbouring_frames_are_seen_whole_and_the_pixel_itself_never(symmetries):
+    frames = torch.randn(1, 5, 12, 14, requires_grad=True)
+    outputs = symmetric_outputs(lively_network(neighbours=2), frames, symmetries)
+    for y, x in ((0, 0), (6, 7), (11, 13), (3, 0)):
+        (gradient,) = torch.autograd.grad(outputs[0, 1, y, x], frames, retain_graph=True)
+        assert gradient[0, 0, y, x] == 0
+        assert (gradient[0, 1:, y, x] != 0).all()
+
+
+def test_the_average_over_orientations_turns_with_a_movie():
+    network = lively_network(neighbours=1)
+    frames = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        back = symmetric_outputs(network, frames.rot90(1, (2, 3))).rot90(-1, (2, 3))
+        torch.testing.assert_close(back, symmetric_outputs(network, frames), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("neighbours", [1, 2, 3])
+@pytest.mark.parametrize("total", [2, 3, 9])
+def test_no_frame_is_its_own_neighbour(total, neighbours):
+    frames = np.arange(total)
+    beside = neighbouring(frames, total, neighbours)
+    assert beside.shape == (total, 2 * neighbours)
+    assert (beside != frames[:, None]).all()
+    assert beside.min() >= 0
+    assert beside.max() < total
+
+
+def test_inside_a_movie_the_neighbours_are_those_before_and_after():
+    assert neighbouring(np.array([4]), 9, 2).tolist() == [[2, 3, 5, 6]]
+    assert neighbouring(np.array([0, 8]), 9, 2).tolist() == [[2, 1, 1, 2], [6, 7, 7, 6]]
 
 
 @pytest.mark.parametrize("scales", [1, 2, 3])

@@ -5,10 +5,11 @@ import pytest
 import torch
 import xarray as xr
 
+from fiji_bridge import stack
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import Model, denoise
-from fiji_bridge.denoising.likelihood import GammaPoisson
 from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.noise_models import GammaPoisson
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.stack import open_stack
 
@@ -41,6 +42,23 @@ def test_the_result_is_in_the_input_s_units(model):
     # Twice the photons per count, the same counts over the offset: another camera, other photons.
     other = denoise(raw, model, camera=CAMERA.replace(photons_per_adu=1.0)).to_numpy()
     assert not np.allclose(other, denoised)
+
+
+def test_a_movie_s_frames_see_their_neighbours_whatever_the_blocks(monkeypatch):
+    torch.manual_seed(0)
+    network = BlindSpotNetwork((4, 6), neighbours=2).eval()
+    torch.nn.init.normal_(network.last.weight)
+    model = Model(network, GammaPoisson(6.0, 2.0), CAMERA)
+    raw = movie(7, 24, 20)
+    whole = denoise(raw, model).to_numpy()
+    monkeypatch.setattr(stack, "BLOCK_BYTES", 1)  # one frame a block
+    np.testing.assert_allclose(denoise(raw, model).to_numpy(), whole, rtol=1e-5)
+    changed = raw.copy()
+    changed[3, 10, 10] += 200
+    difference = (np.abs(denoise(changed, model).to_numpy() - whole) > 0.01).any(axis=(1, 2))
+    assert difference.tolist() == [False, True, True, True, True, True, False]
+    with pytest.raises(FijiBridgeError, match="single frame"):
+        denoise(raw[:1], model)
 
 
 def test_labels_stay_and_channels_and_z_are_denoised_apart(model):

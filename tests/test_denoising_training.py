@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import denoise, load_model, train
@@ -243,3 +244,35 @@ def test_the_reference_movie_loses_its_noise_and_keeps_its_molecules(shared_data
     assert after_width < 0.25 * before_width
     bright = np.unravel_index(np.argsort(before.ravel())[-200:], before.shape)
     assert after[bright].mean() > 0.8 * before[bright].mean()
+
+
+def blurred_noise(sigma, frames=4, side=96):
+    """Smooth structure under photon noise that the optics, or a resampling, have blurred."""
+    y, x = np.mgrid[:side, :side] / 7.0
+    light = np.broadcast_to(40 + 25 * np.sin(x) * np.cos(y), (frames, side, side))
+    noise = np.random.default_rng(3).poisson(light) - light
+    return light, 200 + 30 * (light + ndimage.gaussian_filter(noise, (0, sigma, sigma)))
+
+
+@pytest.mark.parametrize(("sigma", "radius"), [(0, 0), (0.5, 1), (1.0, 3)])
+def test_noise_that_pixels_share_widens_the_blind_spot(sigma, radius):
+    light, raw = blurred_noise(sigma)
+    model = train(np.round(raw), steps=150, **SMALL)
+    assert model.network.blind_radius == radius
+    denoised = (denoise(np.round(raw), model).to_numpy() - 200) / 30
+    assert ((denoised - light) ** 2).mean() < 0.5 * (((raw - 200) / 30 - light) ** 2).mean()
+
+
+def test_neighbouring_frames_help_where_the_scene_stays():
+    light = np.repeat(spots(frames=1, brightness=150.0), 12, axis=0)
+    raw = recorded(light, PHOTONS)
+    errors = []
+    for neighbours in (0, 2):
+        model = train(raw, camera=PHOTONS, steps=250, neighbours=neighbours, blind_radius=0, **SMALL)
+        errors.append(((denoise(raw, model).to_numpy() - light) ** 2).mean())
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_a_single_image_has_no_neighbours():
+    with pytest.raises(FijiBridgeError, match="single frame"):
+        train(recorded(spots(frames=1), PHOTONS), camera=PHOTONS, steps=2, neighbours=1, **SMALL)

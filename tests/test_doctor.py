@@ -17,7 +17,7 @@ def test_each_thing_has_one_line_and_advice_unless_it_is_there():
     checks = doctor.diagnose()
     names = [check.name for check in checks]
     things = ["Python", "Java", "ImageJ", "ThunderSTORM", "torch", "GPU", "Fiji"]
-    assert names == [*things, "nd2", "czifile", "pyimagej"]
+    assert names == [*things, "nd2", "czifile", "pyimagej", "bm3d", "careamics"]
     for check in checks:
         assert "\n" not in str(check) and check.name in str(check) and check.found in str(check)
         assert check.ok or check.advice

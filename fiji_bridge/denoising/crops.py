@@ -1,7 +1,7 @@
 """The data a network is trained on: crops with signal, and blocks kept apart to judge by."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.likelihood import Readout
+from fiji_bridge.denoising.model import readout_of
+from fiji_bridge.denoising.network import neighbouring
+from fiji_bridge.denoising.noise_models import Readout
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress
 from fiji_bridge.stack import frame_blocks, positions
@@ -28,11 +30,20 @@ SMALLEST = 16
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (n, 1, y, x) in photons, the noise of their pixels, and which pixels count (1 or 0)."""
+    """Crops to train on or to judge by.
 
-    photons: Tensor
+    `seen` (n, 1 + 2 · neighbours, y, x) [photons] starts with the current frames; `readout` is their noise,
+    and `counts` (n, 1, y, x) is 1 for pixels that count and 0 for others.
+    """
+
+    seen: Tensor
     readout: Readout
     counts: Tensor
+
+    @property
+    def photons(self) -> Tensor:
+        """The current frames (n, 1, y, x)."""
+        return self.seen[:, :1]
 
 
 class CropPool:
@@ -52,11 +63,15 @@ class CropPool:
         Side of a crop [pixels]; smaller images give smaller crops.
     progress
         Called while reading.
+    neighbours
+        Frames to show on either side of a crop's own.
 
     Attributes
     ----------
     corners
         Crops with signal: (group, frame, top, left), a group being a stack, or one channel and z of it.
+    readout
+        Of the camera and these stacks.
     held_out
         Windows whose middles are never trained on; only these count.
 
@@ -74,6 +89,7 @@ class CropPool:
         rng: np.random.Generator,
         crop: int,
         progress: Progress,
+        neighbours: int = 0,
     ) -> None:
         groups = [part for stack in stacks for _, part in positions(stack)]
         self._smallest = min(min(part.sizes["y"], part.sizes["x"]) for part in groups)
@@ -82,8 +98,8 @@ class CropPool:
                 f"{groups[0].attrs.get('source', 'The stack')} has images of {self._smallest} pixels across;"
                 f" training needs at least {SMALLEST}."
             )
-        self.crop = min(crop, self._smallest)
-        self.excess = camera.excess_noise
+        self.crop, self.neighbours = min(crop, self._smallest), neighbours
+        self.readout = readout_of(camera, groups, device)
         share = min(1.0, POOL_PIXELS / sum(part.size for part in groups))
         # One of each for each group: (t, y, x), (t, y, x) and (y, x).
         self._photons: list[Tensor] = []
@@ -93,8 +109,7 @@ class CropPool:
             progress("Reading frames", done, len(groups))
             camera.check(part)
             if share < 1:
-                few = max(1, int(share * part.sizes["t"]))
-                part = part.isel(t=np.sort(rng.choice(part.sizes["t"], few, replace=False)))
+                part = part.isel(t=_spread(part.sizes["t"], share, neighbours, rng))
             blocks = [np.asarray(camera.to_photons(block), np.float32) for _, block in frame_blocks(part)]
             photons = torch.from_numpy(np.concatenate(blocks)).to(device)
             variance = torch.as_tensor(camera.read_variance, dtype=torch.float32, device=device)
@@ -123,18 +138,27 @@ class CropPool:
         for photons, counts, variance in zip(self._photons, self._counts, self._variance, strict=True):
             number = min(len(photons), max(1, pixels // len(self._photons) // photons[0].numel()))
             for frame in np.linspace(0, len(photons) - 1, number).astype(int):
-                images = (photons[frame], counts[frame].float(), variance)
+                images = (*self._around(photons, frame), counts[frame].float(), variance)
                 batches.append(self._batch([torch.stack(images)]))
         return batches
 
     def _cut(self, group: int, frame: int, top: int, left: int, side: int) -> Tensor:
         window = (slice(top, top + side), slice(left, left + side))
-        images = (self._photons[group][frame], self._counts[group][frame], self._variance[group])
+        images = (
+            *self._around(self._photons[group], frame),
+            self._counts[group][frame],
+            self._variance[group],
+        )
         return torch.stack([image[window].float() for image in images])
 
+    def _around(self, photons: Tensor, frame: int) -> list[Tensor]:
+        """Give a frame and its neighbours."""
+        numbers = neighbouring(np.array([frame]), len(photons), self.neighbours)[0]
+        return [photons[number] for number in (frame, *numbers)]
+
     def _batch(self, images: Sequence[Tensor]) -> Batch:
-        photons, counts, variance = torch.stack(tuple(images)).split(1, dim=1)
-        return Batch(photons, Readout(self.excess, variance), counts)
+        seen, counts, variance = torch.stack(tuple(images)).split([1 + 2 * self.neighbours, 1, 1], dim=1)
+        return Batch(seen, replace(self.readout, read_variance=variance), counts)
 
     def _with_signal(self) -> np.ndarray:
         """Corners of half-overlapping crops that cover the frames, without those of little or no signal.
@@ -172,8 +196,17 @@ class CropPool:
                 for start, length in zip(corner, self._photons[group].shape[1:], strict=True)
             )
             images = self._cut(group, frame, top, left, window)
-            images[1] = 0
-            images[1, middle, middle] = 1
+            images[-2] = 0
+            images[-2, middle, middle] = 1
             windows.append(images)
             self._counts[group][frame, top : top + window, left : left + window][middle, middle] = False
         return self._batch(windows)
+
+
+def _spread(total: int, share: float, neighbours: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose a share of the frames; with neighbours in runs, that most keep their own neighbours."""
+    run = 1 if neighbours == 0 else 16 * neighbours
+    starts = np.arange(0, total, run)
+    few = max(1, int(share * len(starts)))
+    chosen = np.sort(rng.choice(starts, few, replace=False))
+    return np.concatenate([np.arange(start, min(start + run, total)) for start in chosen])

@@ -1,64 +1,87 @@
 """A trained denoiser: what it holds, and the file it is kept in."""
 
 import json
+import math
 import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
+import xarray as xr
 
 from fiji_bridge import __version__
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.likelihood import ENGINES, NoiseModel, Readout
+from fiji_bridge.camera_estimation import value_range
 from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel, Readout
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
+
+if TYPE_CHECKING:
+    from fiji_bridge.denoising.baselines import Baseline
 
 FORMAT = "fiji-bridge blind-spot model"
 MAPS = ("offset_map", "gain_map", "variance_map")
 
 
-@dataclass(frozen=True)
-class Model:
-    """A blind-spot network with its noise model and the camera it was trained with.
+class Denoiser(ABC):
+    """What `train` gives and `denoise` takes: `Model`, or one of `baselines.BASELINES`.
 
     Attributes
     ----------
-    network
-        The network, on the CPU.
-    noise
-        The noise model: one of `likelihood.ENGINES`, with its constants.
-    camera
-        From A/D counts to photons; what `denoise` assumes unless told otherwise.
-    report
-        How training went: `curve` (step, minutes, held-out likelihood and so on), `held_out_nll` and
-        `trivial_nll` [nats per pixel], `weight` (of a pixel's own value), `held_out_mean_ratio` (mean of the
-        denoised over mean of the raw photons, on pixels not trained on), `collapsed` (why attempts were given
-        up), `stopped` (why training ended).
-    details
-        Where the model comes from: `source`, `version`.
+    engine, estimators
+        Its name, and what it can give, the default first.
+    camera, report, details
+        As in `Model`.
     """
 
-    network: BlindSpotNetwork
-    noise: NoiseModel
-    camera: Camera
-    report: dict[str, Any] = field(default_factory=dict)
-    details: dict[str, Any] = field(default_factory=dict)
+    camera: Camera | None
+    report: dict[str, Any]
+    details: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def engine(self) -> str: ...  # noqa: D102
+
+    @property
+    @abstractmethod
+    def estimators(self) -> tuple[str, ...]: ...  # noqa: D102
+
+    @property
+    def assumed_camera(self) -> Camera | None:
+        """What the method takes every camera for, None where it heeds the real one."""
+        return None
+
+    @property
+    def neighbours(self) -> int:
+        """Frames seen on either side of each."""
+        return 0
+
+    @abstractmethod
+    def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Give the tensors, and as JSON the rest, from which `from_contents` makes this denoiser again."""
+
+    @classmethod
+    @abstractmethod
+    def from_contents(
+        cls, tensors: dict[str, torch.Tensor], metadata: dict[str, Any], camera: Camera
+    ) -> Self:
+        """Make a denoiser again; what `metadata` has beside `contents` is its report and details."""
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """All but the weights and the camera's maps, as it stands in the file."""
-        camera = self.camera.replace(**dict.fromkeys(MAPS)).as_dict()
+        """All but the tensors and the camera's maps, as it stands in the file."""
         return {
-            "engine": self.noise.engine,
-            "architecture": self.network.architecture(),
-            "noise": self.noise.constants(),
-            "camera": camera,
-            "pixel_size_nm": self.camera.pixel_size_nm,
+            "engine": self.engine,
+            **self.contents()[1],
+            "camera": self.camera and self.camera.replace(**dict.fromkeys(MAPS)).as_dict(),
+            "pixel_size_nm": self.camera and self.camera.pixel_size_nm,
             "report": self.report,
             **self.details,
         }
@@ -71,26 +94,100 @@ class Model:
         FijiBridgeError
             If the file cannot be written.
         """
-        tensors = {f"network.{name}": value.contiguous() for name, value in self.network.state_dict().items()}
+        tensors = {name: value.contiguous() for name, value in self.contents()[0].items()}
         for name in MAPS:
-            if (values := getattr(self.camera, name)) is not None:
+            if (values := getattr(self.camera, name, None)) is not None:
                 tensors[f"camera.{name}"] = torch.from_numpy(np.ascontiguousarray(values))
         header = {key: json.dumps(value) for key, value in self.metadata.items()} | {"format": FORMAT}
         with replacing(path) as partial:
             partial.write_bytes(safetensors.torch.save(tensors, header))
 
 
-def load_model(path: str | os.PathLike[str]) -> Model:
-    """Read a model that `Model.save` wrote.
+@dataclass(frozen=True)
+class Model(Denoiser):
+    """A blind-spot network with its noise model and the camera it was trained with.
+
+    Attributes
+    ----------
+    network
+        The network, on the CPU.
+    noise
+        The noise model: one of `likelihood.ENGINES`, with its constants.
+    camera
+        From A/D counts to photons; what `denoise` assumes unless told otherwise. None in a model for any
+        camera, as those that ship are: then `denoise` estimates the stack's.
+    report
+        How training went: `curve` (step, minutes, held-out likelihood and so on), `held_out_nll` and
+        `trivial_nll` [nats per pixel], `weight` (of a pixel's own value), `held_out_mean_ratio` (mean of the
+        denoised over mean of the raw photons, on pixels not trained on), `collapsed` (why attempts were given
+        up), `stopped` (why training ended).
+    details
+        Where the model comes from: `source`, `version`.
+    """
+
+    network: BlindSpotNetwork
+    noise: NoiseModel
+    camera: Camera | None
+    report: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def engine(self) -> str:
+        """Name of the noise model."""
+        return self.noise.engine
+
+    @property
+    def estimators(self) -> tuple[str, ...]:
+        """What the noise model can give."""
+        return self.noise.estimators
+
+    @property
+    def assumed_camera(self) -> Camera | None:
+        """The noise model's."""
+        return self.noise.assumed_camera
+
+    @property
+    def neighbours(self) -> int:
+        """The network's."""
+        return self.network.neighbours
+
+    def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Give weights, and architecture and noise model."""
+        weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        return weights, {"architecture": self.network.architecture(), "noise": self.noise.constants()}
+
+    @classmethod
+    def from_contents(
+        cls, tensors: dict[str, torch.Tensor], metadata: dict[str, Any], camera: Camera | None
+    ) -> "Model":
+        """Make a model again."""
+        noise = ENGINES[metadata.pop("engine")](**metadata.pop("noise"))
+        network = BlindSpotNetwork(**metadata.pop("architecture"))
+        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+        return cls(network.eval(), noise, camera, metadata.pop("report", {}), metadata)
+
+
+def shipped_models() -> dict[str, Path]:
+    """Find the models that ship, by name."""
+    package = Path(__file__).parents[1]  # in a checkout they stand beside it
+    folder = next(path for path in (package / "models", package.parent / "models") if path.is_dir())
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def load_model(path: str | os.PathLike[str]) -> "Model | Baseline":
+    """Read a model that its `save` wrote, or one that ships, by its name.
 
     Raises
     ------
     FijiBridgeError
         If the file is missing, damaged, no model of ours, or of an engine that this version does not have.
     """
+    shipped = shipped_models()
+    path = shipped.get(str(path), path)
     if not Path(path).is_file():
         raise FijiBridgeError(
-            f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}; name a model file."
+            f"{path} is {'a folder' if Path(path).is_dir() else 'not there'}; name a model file, or a model"
+            f" that ships: {', '.join(shipped) or 'none yet'}."
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -108,20 +205,18 @@ def load_model(path: str | os.PathLike[str]) -> Model:
         )
     try:
         metadata: dict[str, Any] = {key: json.loads(value) for key, value in header.items()}
-        kind = noise_model_class(metadata.pop("engine"), str(path))
-        network = BlindSpotNetwork(**metadata.pop("architecture"))
-        noise = kind(**metadata.pop("noise"))
+        kind = denoiser_class(metadata["engine"], str(path))
         maps = {name: tensors.pop(f"camera.{name}").numpy() for name in MAPS if f"camera.{name}" in tensors}
-        camera = Camera.from_dict(metadata.pop("camera")).replace(**maps)
-        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+        camera = (of := metadata.pop("camera")) and Camera.from_dict(of).replace(**maps)
+        metadata.pop("pixel_size_nm", None)
+        model = kind.from_contents(tensors, metadata, camera)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FijiBridgeError(
             f"The model {path} is damaged or from another version; train it again."
         ) from error
-    if not all(torch.isfinite(value).all() for value in network.state_dict().values()):
+    if not all(torch.isfinite(value).all() for value in tensors.values()):
         raise FijiBridgeError(f"The model {path} has weights that are not finite; train it again.")
-    metadata.pop("pixel_size_nm", None)
-    return Model(network.eval(), noise, camera, metadata.pop("report", {}), metadata)
+    return model
 
 
 def describe(source: str, steps: int) -> dict[str, Any]:
@@ -129,19 +224,23 @@ def describe(source: str, steps: int) -> dict[str, Any]:
     return {"source": source, "steps": steps, "version": __version__}
 
 
-def noise_model_class(engine: str, where: str = "the engine option") -> type[NoiseModel]:
-    """Find a noise model by name.
+def denoiser_class(engine: str, where: str = "the engine option") -> "type[Model] | type[Baseline]":
+    """Find what an engine's models are.
 
     Raises
     ------
     FijiBridgeError
-        If there is none of that name.
+        If there is no engine of that name.
     """
-    if engine not in ENGINES:
-        raise FijiBridgeError(
-            f"{where} asks for the denoising engine {engine!r}; there are {', '.join(ENGINES)}."
-        )
-    return ENGINES[engine]
+    from fiji_bridge.denoising.baselines import BASELINES  # which are made of this module's parts
+
+    if engine in ENGINES:
+        return Model
+    if engine in BASELINES:
+        return BASELINES[engine]
+    raise FijiBridgeError(
+        f"{where} asks for the denoising engine {engine!r}; there are {', '.join([*ENGINES, *BASELINES])}."
+    )
 
 
 def choose_device(device: str | None) -> torch.device:
@@ -172,9 +271,12 @@ def has_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def readout_of(camera: Camera, device: torch.device) -> Readout:
-    """Noise of a camera, for images on a device."""
-    variance = camera.read_variance
-    if isinstance(variance, np.ndarray):
-        return Readout(camera.excess_noise, torch.from_numpy(variance).to(device))
-    return Readout(camera.excess_noise, float(variance))
+def readout_of(camera: Camera, stacks: Sequence[xr.DataArray], device: torch.device) -> Readout:
+    """Noise of a camera, and the values that its stacks (t, y, x) can hold, for images on a device."""
+    known = camera.read_variance
+    variance = torch.from_numpy(known).to(device) if isinstance(known, np.ndarray) else float(known)
+    if camera.offset_map is not None or camera.gain_map is not None:
+        return Readout(camera.excess_noise, variance)  # each pixel would have a range of its own
+    step, *ends = value_range(stacks)
+    lowest, highest = (end if math.isinf(end) else float(camera.to_photons(np.float64(end))) for end in ends)
+    return Readout(camera.excess_noise, variance, step / float(camera.adu_per_photon), lowest, highest)

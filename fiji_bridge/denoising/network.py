@@ -3,28 +3,66 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 SLOPE = 0.1
+NEIGHBOUR_SCALES = 3
+"""Scales at which neighbouring frames are looked at."""
 
 
-class UpwardConv(nn.Conv2d):
-    """A 3×3 convolution that sees its own row and the two above it, never one below."""
+class Conv(nn.Conv2d):
+    """A 3×3 convolution with its activation.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    `upward`, it sees its own row and the two above, never one below.
+    """
+
+    def __init__(self, inputs: int, outputs: int, upward: bool) -> None:
         super().__init__(inputs, outputs, 3)
+        self.upward = upward
         nn.init.kaiming_normal_(self.weight, a=SLOPE)
         nn.init.zeros_(torch.jit.annotate(Tensor, self.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, keeping height and width."""
+        if self.upward:
+            x = functional.pad(x, (0, 0, 2, 0))
+        padding = (0, 1) if self.upward else 1
         return functional.leaky_relu(
-            functional.conv2d(functional.pad(x, (0, 0, 2, 0)), self.weight, self.bias, padding=(0, 1)),
-            SLOPE,
-            True,
+            functional.conv2d(x, self.weight, self.bias, padding=padding), SLOPE, True
         )
+
+
+class UNet(nn.Module):
+    """Features as fine as the image, from `inputs` channels.
+
+    `upward`, those of a pixel have seen its own row and rows above, never one below.
+    """
+
+    def __init__(self, inputs: int, features: Sequence[int], upward: bool) -> None:
+        super().__init__()
+        self.upward, finest = upward, features[0]
+        self.stem = nn.Sequential(Conv(inputs, finest, upward), Conv(finest, finest, upward))
+        scales = list(pairwise(features))
+        self.down = nn.ModuleList(Conv(fine, coarse, upward) for fine, coarse in scales)
+        self.up = nn.ModuleList(
+            nn.Sequential(Conv(coarse + fine, fine, upward), Conv(fine, fine, upward))
+            for fine, coarse in scales
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give (n, features[0], height, width); sides must be multiples of the coarsest stride."""
+        scales = [self.stem(x)]
+        for down in self.down:
+            # Shifted by a row, no coarse pixel has seen below the upper one of the two fine rows it covers.
+            finer = _shift_down(scales[-1], 1) if self.upward else scales[-1]
+            scales.append(down(functional.max_pool2d(finer, 2)))
+        x = scales.pop()
+        for up in reversed(self.up):
+            x = up(torch.cat([functional.interpolate(x, scale_factor=2.0), scales.pop()], dim=1))
+        return x
 
 
 class BlindSpotNetwork(nn.Module):
@@ -35,6 +73,10 @@ class BlindSpotNetwork(nn.Module):
     Everything outside the image counts as 0 in the network's units. (Reflecting the image there would show
     the centre pixel its own mirror image.)
 
+    Shifted by more than one pixel, they leave a square blind spot, for noise that neighbouring pixels share.
+    Of movies, neighbouring frames may be seen whole: their noise is not that of the current frame's pixel.
+    The half-planes show them too, so that the network can tell what changed.
+
     Parameters
     ----------
     features
@@ -43,21 +85,35 @@ class BlindSpotNetwork(nn.Module):
         Channels of the 1×1 convolutions.
     outputs
         Channels of the result: parameters of the prior, which the noise model interprets.
+    blind_radius
+        How far the blind spot reaches from its middle [pixels]; 0 hides the pixel alone.
+    neighbours
+        Frames seen on either side of the current one.
     """
 
-    def __init__(self, features: Sequence[int] = (24, 32, 48, 64), head: int = 64, outputs: int = 2) -> None:
+    def __init__(
+        self,
+        features: Sequence[int] = (24, 32, 48, 64),
+        head: Sequence[int] = (64, 32),
+        outputs: int = 2,
+        blind_radius: int = 0,
+        neighbours: int = 0,
+    ) -> None:
         super().__init__()
-        self.features, self.hidden, self.outputs = tuple(features), head, outputs
+        self.features, self.head, self.outputs = tuple(features), tuple(head), outputs
+        self.blind_radius, self.neighbours = blind_radius, neighbours
         finest = features[0]
-        self.stem = nn.Sequential(UpwardConv(1, finest), UpwardConv(finest, finest))
-        scales = list(pairwise(features))
-        self.down = nn.ModuleList(UpwardConv(fine, coarse) for fine, coarse in scales)
-        self.up = nn.ModuleList(
-            nn.Sequential(UpwardConv(coarse + fine, fine), UpwardConv(fine, fine)) for fine, coarse in scales
+        self.half_plane = UNet(1 + 2 * neighbours, features, upward=True)
+        self.beside = UNet(2 * neighbours, features[:NEIGHBOUR_SCALES], upward=False) if neighbours else None
+        self.mix = nn.Conv2d((5 if neighbours else 4) * finest, head[0], 1)
+        self.refine = nn.Sequential(
+            *(
+                layer
+                for sizes in pairwise(head)
+                for layer in (nn.Conv2d(*sizes, 1), nn.LeakyReLU(SLOPE, True))
+            )
         )
-        self.mix = nn.Conv2d(4 * finest, head, 1)
-        self.refine = nn.Sequential(nn.Conv2d(head, head // 2, 1), nn.LeakyReLU(SLOPE, True))
-        self.last = nn.Conv2d(head // 2, outputs, 1)
+        self.last = nn.Conv2d(head[-1], outputs, 1)
         nn.init.normal_(self.last.weight, std=1e-2)
         nn.init.zeros_(torch.jit.annotate(Tensor, self.last.bias))
 
@@ -74,11 +130,17 @@ class BlindSpotNetwork(nn.Module):
         reach = (
             5 if len(self.features) == 1 else 1 + 10 + sum(8 * 2**level for level in inner) + 2 * self.stride
         )
-        return -(-reach // self.stride) * self.stride
+        return -(-(reach + self.blind_radius) // self.stride) * self.stride
 
     def architecture(self) -> dict[str, object]:
         """Give what builds the same network: keyword arguments of this class."""
-        return {"features": list(self.features), "head": self.hidden, "outputs": self.outputs}
+        return {
+            "features": list(self.features),
+            "head": list(self.head),
+            "outputs": self.outputs,
+            "blind_radius": self.blind_radius,
+            "neighbours": self.neighbours,
+        }
 
     def half_planes(self, x: Tensor) -> Tensor:
         """Features of the four half-planes around each pixel.
@@ -86,7 +148,8 @@ class BlindSpotNetwork(nn.Module):
         Parameters
         ----------
         x
-            Images (n, 1, height, width), sides multiples of `stride`.
+            The image and its neighbouring frames (n, 1 + 2 · neighbours, height, width), sides multiples of
+            `stride`.
 
         Returns
         -------
@@ -96,18 +159,26 @@ class BlindSpotNetwork(nn.Module):
         """
         turned = [x.rot90(k, (2, 3)).contiguous(memory_format=torch.channels_last) for k in range(4)]
         if torch.is_grad_enabled() and x.shape[-1] == x.shape[-2]:
-            branches = self._look_up(torch.cat(turned)).chunk(4)
+            branches = self.half_plane(torch.cat(turned)).chunk(4)
         else:  # one rotation at a time takes a quarter of the memory, and need not be square
-            branches = tuple(self._look_up(image) for image in turned)
-        return torch.cat([branch.rot90(-k, (2, 3)) for k, branch in enumerate(branches)], dim=1)
+            branches = tuple(self.half_plane(image) for image in turned)
+        shifted = (_shift_down(branch, 1 + self.blind_radius) for branch in branches)
+        return torch.cat([branch.rot90(-k, (2, 3)) for k, branch in enumerate(shifted)], dim=1)
 
-    def combine(self, half_planes: Tensor, turn: int = 0) -> Tensor:
-        """Parameters of the prior (n, outputs, height, width) from the four half-planes.
+    def combine(self, half_planes: Tensor, x: Tensor, turn: int = 0) -> Tensor:
+        """Parameters of the prior (n, outputs, height, width) from the four half-planes of images `x`.
 
         An image turned by 90° has the same half-planes, one place on; the result is that of `turn` quarter
         turns, turned back.
         """
-        weight = self.mix.weight.roll(turn * self.features[0], dims=1)
+        planes = half_planes.shape[1]
+        weight = self.mix.weight
+        if turn:
+            rolled = weight[:, :planes].roll(turn * self.features[0], dims=1)
+            weight = torch.cat([rolled, weight[:, planes:]], dim=1)
+        if self.beside is not None:
+            turned = x[:, 1:].rot90(turn, (2, 3)).contiguous(memory_format=torch.channels_last)
+            half_planes = torch.cat([half_planes, self.beside(turned).rot90(-turn, (2, 3))], dim=1)
         features = self.refine(
             functional.leaky_relu(functional.conv2d(half_planes, weight, self.mix.bias), SLOPE, True)
         )
@@ -116,25 +187,30 @@ class BlindSpotNetwork(nn.Module):
         return result
 
     def forward(self, x: Tensor) -> Tensor:
-        """Parameters of the prior at every pixel of images (n, 1, height, width) of any size."""
+        """Parameters of the prior at every pixel of images (n, 1 + 2 · neighbours, y, x) of any size."""
         height, width = x.shape[-2:]
-        return self.combine(self.half_planes(self.pad(x)))[..., :height, :width]
+        x = self.pad(x)
+        return self.combine(self.half_planes(x), x)[..., :height, :width]
 
     def pad(self, x: Tensor) -> Tensor:
         """Extend to multiples of `stride` with zeros, to the right and below."""
         height, width = x.shape[-2:]
         return functional.pad(x, (0, -width % self.stride, 0, -height % self.stride))
 
-    def _look_up(self, x: Tensor) -> Tensor:
-        """Features of the rows strictly above each pixel."""
-        scales = [self.stem(x)]
-        for down in self.down:
-            scales.append(down(functional.max_pool2d(_shift_down(scales[-1]), 2)))
-        x = scales.pop()
-        for up in reversed(self.up):
-            x = up(torch.cat([functional.interpolate(x, scale_factor=2.0), scales.pop()], dim=1))
-        return _shift_down(x)
+
+def neighbouring(frames: np.ndarray, total: int, neighbours: int) -> np.ndarray:
+    """Numbers of the `neighbours` frames before and after each of these frames, of `total` in all.
+
+    Where there are none, before the first and after the last, the frames on the other side stand in, never
+    the frame itself: its own pixels would come in.
+    """
+    offsets = np.delete(np.arange(-neighbours, neighbours + 1), neighbours)
+    numbers = frames[:, None] + offsets
+    mirrored = np.where((numbers < 0) | (numbers >= total), frames[:, None] - offsets, numbers)
+    beyond = (mirrored < 0) | (mirrored >= total)
+    nearest = np.where(frames[:, None] + 1 < total, frames[:, None] + 1, frames[:, None] - 1)
+    return np.where(beyond, nearest, mirrored)
 
 
-def _shift_down(x: Tensor) -> Tensor:
-    return functional.pad(x, (0, 0, 1, -1))
+def _shift_down(x: Tensor, rows: int) -> Tensor:
+    return functional.pad(x, (0, 0, rows, -rows))

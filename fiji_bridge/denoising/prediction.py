@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,10 @@ import xarray as xr
 from torch import Tensor
 
 from fiji_bridge.camera import Camera
+from fiji_bridge.camera_estimation import estimate_camera
+from fiji_bridge.denoising.baselines import Baseline
 from fiji_bridge.denoising.model import Model, choose_device, has_bfloat16, readout_of
-from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
@@ -25,7 +27,7 @@ PIXELS_AT_ONCE = 2**19
 
 def denoise(
     stack: Any,
-    model: Model,
+    model: Model | Baseline,
     *,
     camera: Camera | None = None,
     estimator: str = "mean",
@@ -44,7 +46,7 @@ def denoise(
     model
         From `train` or `load_model`.
     camera
-        The camera of this stack; the model's if left out.
+        The camera of this stack; the model's if left out, and estimated if that has none.
     estimator
         ``mean`` of the posterior (equation 5 of the Gamma-Poisson paper), its maximum ``map``, or ``prior``,
         the mean of the prior, which does not look at the pixel itself.
@@ -71,24 +73,36 @@ def denoise(
     FijiBridgeError
         If the model lacks the estimator, the camera does not fit the frames, or `out` cannot be written.
     """
-    if estimator not in model.noise.estimators:
+    if estimator not in model.estimators:
         raise FijiBridgeError(
-            f"The model's engine {model.noise.engine!r} has no estimator {estimator!r}; choose from"
-            f" {', '.join(model.noise.estimators)}."
+            f"The model's engine {model.engine!r} has no estimator {estimator!r}; choose from"
+            f" {', '.join(model.estimators)}."
         )
     progress = progress or silent
     opened = stack if isinstance(stack, xr.DataArray) else open_stack(stack)
-    camera = camera or model.camera
-    worker = _Worker(model, camera, estimator, choose_device(device), fast, tile)
+    camera = model.assumed_camera or camera or model.camera
+    camera = camera or estimate_camera(opened, progress=progress).camera
+    where = choose_device(device)
+    denoised = (
+        _Worker(model, camera, opened, estimator, where, fast, tile).denoise
+        if isinstance(model, Model)
+        else _in_parts(model.predictor(camera, estimator, where, fast, tile))
+    )
     total = opened.size // (opened.sizes["y"] * opened.sizes["x"])
+    margin = model.neighbours
 
     def blocks() -> Iterator[tuple[dict[str, int], int, np.ndarray]]:
         done = 0
         progress("Denoising", 0, total)
         for position, series in positions(opened):
             camera.check(series)
+            if margin and series.sizes["t"] < 2:
+                raise FijiBridgeError(
+                    f"{opened.attrs.get('source', 'The stack')} has a single frame, and the model was trained"
+                    " to see neighbouring frames; use a model trained without."
+                )
             for first, block in frame_blocks(series):
-                for offset, frames in worker.denoise(block):
+                for offset, frames in denoised(*_with_margin(series, first, block, margin)):
                     yield position, first + offset, frames
                     done += len(frames)
                     progress("Denoising", done, total)
@@ -104,41 +118,78 @@ def denoise(
     return open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm"))
 
 
+def _in_parts(
+    predict: Callable[[np.ndarray], np.ndarray],
+) -> Callable[[np.ndarray, slice], Iterator[tuple[int, np.ndarray]]]:
+    """Denoise some frames of a block (n, y, x) at a time, for progress and memory's sake."""
+
+    def denoise(block: np.ndarray, own: slice) -> Iterator[tuple[int, np.ndarray]]:
+        together = max(1, PIXELS_AT_ONCE // block[0].size)
+        for first in range(own.start, own.stop, together):
+            yield first - own.start, predict(block[first : min(first + together, own.stop)])
+
+    return denoise
+
+
 class _Worker:
     """A model on its device, ready for blocks of frames."""
 
     def __init__(
-        self, model: Model, camera: Camera, estimator: str, device: torch.device, fast: bool, tile: int
+        self,
+        model: Model,
+        camera: Camera,
+        stack: xr.DataArray,
+        estimator: str,
+        device: torch.device,
+        fast: bool,
+        tile: int,
     ) -> None:
         self.network = copy.deepcopy(model.network).to(device).eval()
         self.noise, self.camera, self.estimator, self.device = model.noise, camera, estimator, device
-        self.readout = readout_of(camera, device)
+        self.readout = readout_of(camera, [series for _, series in positions(stack)], device)
         self.symmetries, self.tile = 4 if fast else 8, tile
         self.half = fast and has_bfloat16(device)
 
     @torch.no_grad()
-    def denoise(self, block: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Denoise some frames (n, y, x) at a time, in and out in A/D counts."""
-        side = min(self.tile + 2 * self.network.halo, max(block.shape[1:]))
+    def denoise(self, frames: np.ndarray, own: slice) -> Iterator[tuple[int, np.ndarray]]:
+        """Denoise some of the `own` of these frames (t, y, x) at a time, in and out in A/D counts."""
+        side = min(self.tile + 2 * self.network.halo, max(frames.shape[1:]))
         together = max(1, PIXELS_AT_ONCE // side**2)
-        for first in range(0, len(block), together):
-            adu = block[first : first + together]
-            photons = torch.from_numpy(np.asarray(self.camera.to_photons(adu), np.float32))[:, None].to(
+        for first in range(own.start, own.stop, together):
+            numbers = np.arange(first, min(first + together, own.stop))
+            beside = neighbouring(numbers, len(frames), self.network.neighbours)
+            shown = np.column_stack([numbers, beside])
+            adu, inverse = np.unique(shown, return_inverse=True)
+            photons = torch.from_numpy(np.asarray(self.camera.to_photons(frames[adu]), np.float32)).to(
                 self.device
             )
+            seen = photons[torch.from_numpy(inverse.reshape(shown.shape)).to(self.device)]
             with (
                 torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
                 torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
             ):
-                outputs = tiled_outputs(
-                    self.network, self.noise.normalize(photons), self.symmetries, self.tile
-                )
-            result = self.noise.estimate(outputs, photons, self.readout, self.estimator)
-            yield first, np.asarray(self.camera.to_adu(result[:, 0].cpu().numpy()), np.float32)
+                outputs = tiled_outputs(self.network, self.noise.normalize(seen), self.symmetries, self.tile)
+            result = self.noise.estimate(outputs, seen[:, :1], self.readout, self.estimator)
+            yield (
+                first - own.start,
+                np.asarray(self.camera.to_adu(result[:, 0].cpu().numpy()), np.float32),
+            )
+
+
+def _with_margin(
+    series: xr.DataArray, first: int, block: np.ndarray, margin: int
+) -> tuple[np.ndarray, slice]:
+    """Put the frames before and after a block to it, as many as there are, and say which are its own."""
+    if not margin:
+        return block, slice(0, len(block))
+    ends = max(0, first - margin), min(series.sizes["t"], first + len(block) + margin)
+    before, after = first - ends[0], ends[1] - first - len(block)
+    read = [np.asarray(series[frame]) for frame in (*range(ends[0], first), *range(ends[1] - after, ends[1]))]
+    return np.stack([*read[:before], *block, *read[before:]]), slice(before, before + len(block))
 
 
 def symmetric_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8) -> Tensor:
-    """Average the outputs of the network over orientations of the images (n, 1, y, x).
+    """Average the outputs of the network over orientations of the images (n, 1 + 2 · neighbours, y, x).
 
     Turning the image by 90° only passes the half-planes on by one place, so the four rotations cost one pass
     and four times the 1×1 convolutions; mirroring takes a second pass.
@@ -147,9 +198,10 @@ def symmetric_outputs(network: BlindSpotNetwork, x: Tensor, symmetries: int = 8)
     padded = network.pad(x)
     total = torch.zeros(())
     for mirrored in range(2 if symmetries == 8 else 1):
-        planes = network.half_planes(padded.flip(3) if mirrored else padded)
+        image = padded.flip(3) if mirrored else padded
+        planes = network.half_planes(image)
         for turn in range(4 if symmetries > 1 else 1):
-            outputs = network.combine(planes, turn)
+            outputs = network.combine(planes, image, turn)
             total = total.to(outputs) + (outputs.flip(3) if mirrored else outputs)
     return total[..., :height, :width] / symmetries
 

@@ -13,20 +13,33 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-from fiji_bridge.camera import Camera, estimate_camera
+from fiji_bridge.camera import Camera
+from fiji_bridge.camera_estimation import CameraEstimate, estimate_camera
+from fiji_bridge.denoising.baselines import BASELINES, Baseline
 from fiji_bridge.denoising.crops import Batch, CropPool
-from fiji_bridge.denoising.likelihood import NoiseModel, Readout
-from fiji_bridge.denoising.model import Model, choose_device, describe, has_bfloat16, noise_model_class
+from fiji_bridge.denoising.model import (
+    Model,
+    choose_device,
+    denoiser_class,
+    describe,
+    has_bfloat16,
+)
 from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel
+from fiji_bridge.denoising.optimizer import Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs
+from fiji_bridge.engines import TARGETED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import open_stack
 
+DEFAULT_ENGINE = "gamma-poisson"
 INTERVAL = 100
 """Steps between two looks at the held-out likelihood."""
 WARM_SHARE = 0.1
 """Share of the budget after which the learning rate has risen, however few steps a slow machine has done."""
+DIMMED = 0.3
+"""Share of the light, at most, that the crops of a step are shown without."""
 INPUT_IS_OUTPUT = 0.95
 """With more than this weight on a pixel's own value, the denoised image would be the raw one."""
 TOLERANCE = 0.02
@@ -51,7 +64,7 @@ class Schedule:
     warm_up: int
     decay: float = 0.3
     averaging: float = 0.998
-    patience: int = 10
+    patience: int = 25
     improvement: float = 1e-4
 
 
@@ -62,19 +75,23 @@ class _CollapseError(Exception):
 def train(
     stacks: Any,
     *,
+    targets: Any = None,
     camera: Camera | None = None,
-    engine: str = "gamma-poisson",
+    engine: str = DEFAULT_ENGINE,
     max_minutes: float | None = None,
     steps: int | None = None,
-    model: Model | None = None,
+    model: Model | Baseline | None = None,
     device: str | None = None,
     seed: int = 0,
+    neighbours: int = 0,
+    blind_radius: int | None = None,
     features: Sequence[int] = (24, 32, 48, 64),
+    head: Sequence[int] = (64, 32),
     batch: int = 6,
     crop: int = 64,
     learning_rate: float = 2e-3,
     progress: Progress | None = None,
-) -> Model:
+) -> Model | Baseline:
     """Train a blind-spot network on noisy stacks, the very ones it will denoise.
 
     Random crops with signal are turned and mirrored; Adam follows the likelihood of each pixel given its
@@ -86,10 +103,15 @@ def train(
     ----------
     stacks
         What `open_stack` takes (a path, paths of one stack, an array), or a sequence of opened stacks.
+    targets
+        For the engines ``n2n`` (as noisy, of the same scenes) and ``care`` (clean): a stack, or a sequence of
+        them, of the shapes of `stacks`.
     camera
-        From A/D counts to photons; estimated from the first stack if left out.
+        From A/D counts to photons; if left out that of `model`, and without either estimated from the first
+        stack.
     engine
-        Noise model, one of `likelihood.ENGINES`.
+        Noise model, one of `noise_models.ENGINES`, or a published method, one of `baselines.BASELINES`, with
+        the training of its authors (`features`, `batch`, `crop` and `learning_rate` are of our network).
     max_minutes
         Wall time to train for, at most; 10 if neither it nor `steps` is given.
     steps
@@ -100,55 +122,87 @@ def train(
         ``cuda``, ``cpu``, …; CUDA if there is one, unless given.
     seed
         Of the weights and the crops. With `steps` alone as budget a run repeats exactly on one machine.
-    features
-        Channels of the network at each scale.
+    neighbours
+        Frames before and after each that the network may see whole: for movies where the scene, or a
+        molecule, stays for several frames, and whose frames do not share noise.
+    blind_radius
+        How far noise is shared between pixels, which the network must not see around the one it predicts
+        [pixels]; measured on the first stack if left out, and 0 for the raw data of most cameras.
+    features, head
+        Channels of the network at each scale, and of the 1×1 convolutions behind.
     batch, crop
         Crops in a step, and their side [pixels].
     learning_rate
-        Of Adam, at its highest.
+        At its highest, as for Adam.
     progress
         Called with the stage and how far it is; may raise to cancel.
 
     Returns
     -------
-    Model
-        With the course of training in `Model.report`.
+    Model or baselines.Baseline
+        A `Model`, or one of `baselines.BASELINES`, with the course of training in its `report`.
 
     Raises
     ------
     FijiBridgeError
-        If the images are too small or the camera cannot have recorded them, or if training collapses twice.
+        If the images are too small or the camera cannot have recorded them, if training collapses twice, or
+        if the engine's package is not installed.
     """
     began = time.monotonic()
     progress = progress or silent
     for name, value in (("max_minutes", max_minutes), ("steps", steps)):
         if value is not None and not value > 0:
             raise FijiBridgeError(f"{name} is {value}; give a positive number.")
-    kind = noise_model_class(engine)
-    if model is not None and model.noise.engine != engine:
+    for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius)):
+        if value is not None and value < 0:
+            raise FijiBridgeError(f"{name} is {value}; give 0 or more.")
+    denoiser_class(engine)
+    if model is not None and model.engine != engine:
         raise FijiBridgeError(
-            f"The model to go on from is of engine {model.noise.engine!r}, not {engine!r}; name its engine."
+            f"The model to go on from is of engine {model.engine!r}, not {engine!r}; name its engine."
         )
+    if model is not None and not isinstance(model, Model):
+        raise FijiBridgeError(f"A model of engine {engine!r} cannot be trained further; leave the model out.")
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
-    steps = steps or 20_000
-    schedule = Schedule(steps, max_minutes, batch, learning_rate, warm_up=min(100, 1 + steps // 10))
     where = choose_device(device)
     opened = _open(stacks)
-    if camera is None:
-        camera = model.camera if model else estimate_camera(opened[0], progress=progress).camera
+    aims = None if targets is None else _open(targets)
+    _check_targets(engine, opened, aims)
+    if model is not None:
+        camera = camera or model.camera
+        neighbours, blind_radius = model.network.neighbours, model.network.blind_radius
+    if engine in BASELINES:
+        camera = camera or estimate_camera(opened[0], progress=progress).camera
+        return BASELINES[engine].train(
+            opened, aims, camera, device=where, minutes=max_minutes, steps=steps, seed=seed, progress=progress
+        )
 
-    pool = CropPool(opened, camera, where, np.random.default_rng(seed), crop, progress)
+    kind = ENGINES[engine]
+    camera = kind.assumed_camera or camera
+    if camera is None or blind_radius is None:
+        estimate = _estimate(opened[0], camera, progress)
+        camera = camera or estimate.camera
+        blind_radius = estimate.noise_reach if blind_radius is None else blind_radius
+    if neighbours and min(stack.sizes["t"] for stack in opened) < 2:
+        raise FijiBridgeError(
+            f"{_name(opened[0])} has a single frame; neighbours need a movie, so leave that option out."
+        )
+    steps = steps or 20_000
+    schedule = Schedule(steps, max_minutes, batch, learning_rate, warm_up=min(100, 1 + steps // 10))
+    pool = CropPool(opened, camera, where, np.random.default_rng(seed), crop, progress, neighbours)
     if model is not None:
         noise = model.noise
     else:
         light = np.concatenate([part.photons.flatten().cpu().numpy() for part in pool.sample(2**20)])
         noise = kind.fit(light, camera.excess_noise, float(np.min(camera.read_variance)))
-    trivial = _trivial_nll(noise, pool)
+        shape = {"neighbours": neighbours, "blind_radius": blind_radius, "features": features, "head": head}
+    trivial = _trivial_nll(noise, pool, blind_radius)
     failures: list[str] = []
     while True:
-        network = copy.deepcopy(model.network) if model else _fresh(noise, features, seed + len(failures))
-        run = _Run(network.to(where), noise, pool, schedule, seed + len(failures), began)
+        attempt = seed + len(failures)
+        network = copy.deepcopy(model.network) if model else _fresh(attempt, outputs=noise.outputs, **shape)
+        run = _Run(network.to(where), noise, pool, schedule, attempt, began)
         try:
             report = run.train(trivial, progress)
             break
@@ -156,10 +210,9 @@ def train(
             failures.append(str(collapse))
             spent = (time.monotonic() - began) / 60 / max_minutes
             if len(failures) == 2 or spent > 0.9:
-                name = opened[0].attrs.get("source", "the stack")
                 raise FijiBridgeError(
-                    f"Training on {name} collapsed: {collapse}; check the camera (offset, gain, read noise),"
-                    " train longer, or leave this stack as it is."
+                    f"Training on {_name(opened[0])} collapsed: {collapse}; check the camera (offset, gain,"
+                    " read noise), train longer, or leave this stack as it is."
                 ) from None
             schedule = replace(schedule, learning_rate=schedule.learning_rate / 3)
     balanced, ratio = _balance(run.best, noise, pool, progress)
@@ -186,8 +239,9 @@ class _Run:
         self.best = copy.deepcopy(self.average)
         self.rng = np.random.default_rng(seed)
         self.device = next(network.parameters()).device
+        self.dice = torch.Generator(self.device).manual_seed(seed)
         self.half = has_bfloat16(self.device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), betas=(0.9, 0.99))
+        self.optimizer = Optimizer(list(self.network.parameters()))
 
     def train(self, trivial: float, progress: Progress) -> dict[str, Any]:
         """Train until the budget or the improvement ends; `best` has the weights.
@@ -259,18 +313,30 @@ class _Run:
 
     def _step(self, rate: float, step: int) -> float:
         batch = self.pool.draw(self.rng, self.schedule.batch)
-        self.optimizer.param_groups[0]["lr"] = rate
-        loss = _mean_nll(self._outputs(self.network, batch), self.noise, batch)
+        loss = _mean_nll(self._outputs(self.network, self._fainter(batch)), self.noise, batch)
         if not torch.isfinite(loss):
             raise _CollapseError("its likelihood is no longer finite")
-        self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        self.optimizer.step(rate)
         memory = min(self.schedule.averaging, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - memory)
         return loss.item()
+
+    def _fainter(self, batch: Batch) -> Batch:
+        """Show crops as if recorded with less light, so that no noise is seen twice and learnt by heart.
+
+        With a share p of the light and made as bright again, a pixel of variance v has v (1 - p)/p more.
+        Pixels that share noise are left as they are, since that noise would be of another kind.
+        """
+        if self.network.blind_radius:
+            return batch
+        share = 1 - DIMMED * torch.rand(len(batch.seen), 1, 1, 1, device=self.device, generator=self.dice)
+        variance = batch.readout.excess * batch.seen + batch.readout.read_variance
+        added = ((1 - share) / share * variance.clamp(min=0)).sqrt()
+        noise = torch.randn(batch.seen.shape, device=self.device, generator=self.dice)
+        return replace(batch, seen=batch.seen + added * noise)
 
     @torch.no_grad()
     def _look(self) -> tuple[float, float]:
@@ -282,7 +348,7 @@ class _Run:
 
     def _outputs(self, network: BlindSpotNetwork, batch: Batch) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            outputs: Tensor = network(self.noise.normalize(batch.photons))
+            outputs: Tensor = network(self.noise.normalize(batch.seen))
         return outputs
 
 
@@ -291,23 +357,38 @@ def _mean_nll(outputs: Tensor, noise: NoiseModel, batch: Batch) -> Tensor:
     return (nll * batch.counts).sum() / batch.counts.sum().clamp(min=1)
 
 
-def _fresh(noise: NoiseModel, features: Sequence[int], seed: int) -> BlindSpotNetwork:
+def _name(stack: xr.DataArray) -> str:
+    return str(stack.attrs.get("source", "the stack"))
+
+
+def _estimate(stack: xr.DataArray, camera: Camera | None, progress: Progress) -> CameraEstimate:
+    """Estimate camera and shared noise; of a stack that cannot tell, a camera that is given will do."""
+    try:
+        return estimate_camera(stack, progress=progress)
+    except FijiBridgeError:
+        if camera is None:
+            raise
+        return CameraEstimate(camera, {}, "given", (), reliable=True)
+
+
+def _fresh(seed: int, **shape: Any) -> BlindSpotNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return BlindSpotNetwork(features, outputs=noise.outputs)
+        return BlindSpotNetwork(**shape)
 
 
-def _trivial_nll(noise: NoiseModel, pool: CropPool) -> float:
-    """Held-out likelihood of the best prior that is linear in the mean of the 8 neighbours.
+def _trivial_nll(noise: NoiseModel, pool: CropPool, blind_radius: int) -> float:
+    """Held-out likelihood of the best prior that is linear in the mean of the nearest pixels not hidden.
 
     It includes one prior for all pixels. A network has to beat it, or on flat data to equal it.
     """
-    ring = torch.full((1, 1, 3, 3), 1 / 8)
-    ring[..., 1, 1] = 0
+    hidden, side = 2 * blind_radius + 1, 2 * blind_radius + 3
+    ring = torch.full((1, 1, side, side), 1 / (side**2 - hidden**2))
+    ring[..., 1:-1, 1:-1] = 0
     table = torch.zeros(2, noise.outputs, dtype=torch.float64, requires_grad=True)
 
     def mean_nll(batch: Batch) -> Tensor:
-        seen = conv2d(noise.normalize(batch.photons), ring.to(batch.photons.device), padding=1)
+        seen = conv2d(noise.normalize(batch.photons), ring.to(batch.photons.device), padding=side // 2)
         slope, start = table.to(seen.device)[:, None, :, None, None]
         return _mean_nll(seen.double() * slope + start, noise, batch)
 
@@ -334,15 +415,17 @@ def _balance(
     rows: list[tuple[Tensor, ...]] = []
     for done, batch in enumerate(batches):
         progress("Balancing the mean", done, len(batches))
-        outputs = symmetric_outputs(network, noise.normalize(batch.photons)).movedim(1, -1).flatten(0, 2)
+        outputs = symmetric_outputs(network, noise.normalize(batch.seen)).movedim(1, -1).flatten(0, 2)
         variance = torch.as_tensor(batch.readout.read_variance).expand_as(batch.photons)
         pixels = (batch.photons.flatten(), variance.flatten(), batch.counts.flatten())
         rows.append((outputs[..., None, None], *(values[:, None, None, None] for values in pixels)))
     # All pixels in a row, as images of one pixel.
     outputs, photons, variance, _ = (torch.cat(part) for part in zip(*rows[:-1], strict=True))
-    balanced = noise.balanced(outputs, photons, Readout(pool.excess, variance))
+    balanced = noise.balanced(outputs, photons, replace(pool.readout, read_variance=variance))
     outputs, photons, variance, counts = rows[-1]
-    denoised = balanced.estimate(outputs, photons, Readout(pool.excess, variance), balanced.estimators[0])
+    denoised = balanced.estimate(
+        outputs, photons, replace(pool.readout, read_variance=variance), balanced.estimators[0]
+    )
     return balanced, float((denoised * counts).double().sum() / (photons * counts).double().sum())
 
 
@@ -351,3 +434,19 @@ def _open(stacks: Any) -> list[xr.DataArray]:
         isinstance(stacks, (list, tuple)) and stacks and all(isinstance(s, xr.DataArray) for s in stacks)
     )
     return list(stacks) if several else [stacks if isinstance(stacks, xr.DataArray) else open_stack(stacks)]
+
+
+def _check_targets(engine: str, stacks: list[xr.DataArray], targets: list[xr.DataArray] | None) -> None:
+    """Refuse targets that the engine has no use for or that do not fit."""
+    if targets is None:
+        return
+    if engine not in TARGETED:
+        raise FijiBridgeError(
+            f"The engine {engine!r} trains without targets; leave them out, or take {' or '.join(TARGETED)}."
+        )
+    shapes, wanted = ([tuple(stack.shape) for stack in part] for part in (targets, stacks))
+    if shapes != wanted:
+        raise FijiBridgeError(
+            f"The targets have the shapes {shapes} and the stacks {wanted}; give each stack a target of its"
+            " shape."
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fiji_bridge.camera import Camera
+from fiji_bridge.engines import ENGINES, ESTIMATORS
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_target
 from fiji_bridge.macro_options import format_options, parse_options
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-    from fiji_bridge.denoising import Model
+    from fiji_bridge.denoising.model import Denoiser
 
 Value = str | float
 """What a parameter holds: text (paths too) or a number."""
@@ -264,6 +265,7 @@ def _train(values: Mapping[str, Any], image: "xr.DataArray", title: str, progres
         movie,
         camera=_camera(values),
         engine=values["engine"],
+        neighbours=int(values["neighbouring"]),
         max_minutes=_minutes(values),
         progress=progress,
     )
@@ -271,7 +273,7 @@ def _train(values: Mapping[str, Any], image: "xr.DataArray", title: str, progres
     return Result(f"Trained on {title}: {_course(model)} Model written to {out}.")
 
 
-def _course(model: "Model") -> str:
+def _course(model: "Denoiser") -> str:
     report = model.report
     return f"{report['steps']:,} steps in {report['minutes']:.1f} minutes; {report['stopped']}."
 
@@ -419,7 +421,7 @@ DENOISE = Command(
             "mean",
             "mean: the posterior mean, the best in the mean square; map: the most probable value; prior: what"
             " the surroundings alone say.",
-            ("mean", "map", "prior"),
+            ESTIMATORS[:3],
             cli="--estimator",
         ),
         Parameter(
@@ -445,10 +447,18 @@ TRAIN = Command(
         Parameter(
             "Engine",
             "choice",
-            "gamma-poisson",
-            "The noise model.",
-            ("gamma-poisson",),
+            ENGINES[0],
+            "The noise model, or a published method to compare with.",
+            tuple(engine for engine in ENGINES if engine != "care"),  # which needs targets
             cli="--engine",
+        ),
+        Parameter(
+            "Neighbouring frames (0: none)",
+            "number",
+            0.0,
+            "Frames before and after each that the network sees as well, for movies in which molecules or the"
+            " scene stay for several frames.",
+            cli="--neighbours",
         ),
     ),
     _train,

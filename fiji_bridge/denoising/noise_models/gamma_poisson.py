@@ -1,63 +1,17 @@
-"""Noise models: what a network's output says about a pixel, and what its value then says about its light.
-
-A noise model is one class behind the protocol `NoiseModel` and one line in `ENGINES`.
-"""
+"""Poisson light under a Gamma prior."""
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from fiji_bridge.camera import Camera
+from fiji_bridge.denoising.noise_models.protocol import Readout, poisson_like, root_of
 
-@dataclass(frozen=True)
-class Readout:
-    """What the camera adds: a pixel of mean λ photons has variance ``excess · λ + read_variance``.
-
-    `read_variance`, in photons², is a number or a tensor that broadcasts against the images (…, y, x).
-    """
-
-    excess: float = 1.0
-    read_variance: float | Tensor = 0.0
-
-
-class NoiseModel(Protocol):
-    """What training and prediction ask of a noise model. Images are (n, 1, y, x), in photons."""
-
-    engine: ClassVar[str]
-    outputs: ClassVar[int]
-    estimators: ClassVar[tuple[str, ...]]
-
-    @classmethod
-    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> Self:
-        """Choose the constants of a new model from a sample of the data."""
-        ...
-
-    def constants(self) -> dict[str, Any]:
-        """Keyword arguments that make this model again."""
-        ...
-
-    def normalize(self, photons: Tensor) -> Tensor:
-        """Give what the network sees: order 1, and 0 outside the image."""
-        ...
-
-    def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
-        """Negative log likelihood of each observed pixel [nats]."""
-        ...
-
-    def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str) -> Tensor:
-        """Denoised images [photons]."""
-        ...
-
-    def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
-        """How much of a pixel's own value goes into its estimate, 0 to 1."""
-        ...
-
-    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Correct the model so that its estimates keep the mean of these images."""
-        ...
+LOG_SHAPE = (float(np.log(1e-2)), float(np.log(1e6)))
 
 
 @dataclass(frozen=True)
@@ -88,6 +42,7 @@ class GammaPoisson:
     engine: ClassVar[str] = "gamma-poisson"
     outputs: ClassVar[int] = 2
     estimators: ClassVar[tuple[str, ...]] = ("mean", "map", "prior")
+    assumed_camera: ClassVar[Camera | None] = None
 
     center: float
     spread: float
@@ -99,7 +54,7 @@ class GammaPoisson:
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "GammaPoisson":
         """Normalize by the mean and the spread of the square roots of the data."""
         floor = read_variance / excess
-        root = _root(torch.as_tensor((photons + floor) / excess))
+        root = root_of(torch.as_tensor((photons + floor) / excess))
         return cls(float(root.mean()), max(float(root.std()), 0.5), floor, excess)
 
     def constants(self) -> dict[str, Any]:
@@ -108,7 +63,7 @@ class GammaPoisson:
 
     def normalize(self, photons: Tensor) -> Tensor:
         """Square roots, whose noise is the same in the dark and in the light, made order 1."""
-        return (_root((photons + self.floor) / self.excess) - self.center) / self.spread
+        return (root_of((photons + self.floor) / self.excess) - self.center) / self.spread
 
     def prior(self, outputs: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
         """Mean of the Gamma prior of y and its shape α, as float64."""
@@ -126,12 +81,12 @@ class GammaPoisson:
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Equation 4, for any real value of a pixel."""
         mean, shape = self.prior(outputs, readout)
-        return negative_binomial_nll(_poisson_like(photons, readout), mean, shape)
+        return negative_binomial_nll(poisson_like(photons, readout), mean, shape)
 
     def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
         """Posterior mean (equation 5), the posterior's maximum (``map``) or the prior's mean (``prior``)."""
         mean, shape = self.prior(outputs, readout)
-        y, rate = _poisson_like(photons, readout), shape / mean
+        y, rate = poisson_like(photons, readout), shape / mean
         if estimator == "mean":
             result = (shape + y) / (rate + 1)
         elif estimator == "map":
@@ -170,17 +125,3 @@ def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     gammas = torch.lgamma(shape + above) - torch.lgamma(shape) - torch.lgamma(above + 1)
     gammas = torch.where(y < 0, y * shape.log() + y * (y - 1) / (2 * (shape + 1)), gammas)
     return shape * torch.log1p(mean / shape) + y * torch.log1p(shape / mean) - gammas
-
-
-def _poisson_like(photons: Tensor, readout: Readout) -> Tensor:
-    """Change photons to the y whose variance is its mean."""
-    return (photons.double() + readout.read_variance / readout.excess) / readout.excess
-
-
-def _root(y: Tensor) -> Tensor:
-    """Anscombe's 2√(y + 3/8), whose noise is 1, continued along its tangent below 0."""
-    return torch.where(y < 0, 2 * 0.375**0.5 + y / 0.375**0.5, 2 * (y.clamp(min=0) + 0.375).sqrt())
-
-
-LOG_SHAPE = (float(np.log(1e-2)), float(np.log(1e6)))
-ENGINES: dict[str, type[NoiseModel]] = {GammaPoisson.engine: GammaPoisson}

@@ -1,0 +1,360 @@
+"""Poisson light under a Gamma prior, seen through the readout of a real camera."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+from torch.special import erfc, gammainc, gammaincc, log_ndtr
+
+from fiji_bridge.camera import Camera
+from fiji_bridge.denoising.noise_models.gamma_poisson import LOG_SHAPE, negative_binomial_nll
+from fiji_bridge.denoising.noise_models.protocol import Readout, root_of
+
+NODES, EM_NODES, CENSORED_NODES = 24, 32, 64
+"""Most numbers of electrons to sum over, without EM gain, with it, and for saturated pixels."""
+REACH = 5.0
+"""How far the numbers of electrons reach to either side of a reading [standard deviations]."""
+QUIET = 0.1
+"""Noise [photons] below which a reading is the number of electrons itself, whole or not."""
+EM_QUIET = 0.05
+"""Least noise behind EM gain [photons]: without any, a pixel with no electron would be infinitely sure."""
+PIXELS_AT_ONCE = 2**17
+"""Pixels to estimate together, each with all its numbers of electrons."""
+
+
+@dataclass(frozen=True)
+class PoissonGaussian:
+    """Light of a Gamma prior, electrons of a Poisson distribution, then all that a camera does to them.
+
+    The network gives mean m and shape α of a Gamma prior of λ, as for `GammaPoisson`. The number n of
+    electrons is then negative binomial (equation 4 of the Gamma-Poisson paper), and the reading z has
+
+        p(z) = Σₙ NB(n; m, α) R(z|n),    E[λ|z] = (α + E[n|z]) / (α/m + 1),
+
+    where the readout R, which no parameter depends on, is exact (`_plain_readout`, `_em_readout`):
+
+    - read noise: a normal distribution of variance σ², per pixel where the camera has a map;
+    - EM gain: n electrons become a Gamma variable of shape n (Basden, Haniff and Mackay 2003; Hirsch et al.
+      2013), to which read noise is added;
+    - rounding: integrated over the A/D step (with EM gain, and below σ, by Sheppard's Δ²/12);
+    - clipping: a reading at either end of the range has the probability of all that lies beyond.
+
+    Where many n matter the sum goes over fewer of them, close together where n is small. Readings of less
+    noise than `QUIET` photons are taken for n themselves, as `GammaPoisson` does.
+
+    Attributes
+    ----------
+    center, spread
+        Mean and standard deviation of the data's square roots, which normalize the network's input.
+    floor
+        Smallest read variance over excess noise [photons]: what is added before the square root.
+    excess
+        Excess noise of the camera trained with.
+    scale
+        Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
+    """
+
+    engine: ClassVar[str] = "poisson-gaussian"
+    outputs: ClassVar[int] = 2
+    estimators: ClassVar[tuple[str, ...]] = ("mean", "prior")
+    assumed_camera: ClassVar[Camera | None] = None
+
+    center: float
+    spread: float
+    floor: float = 0.0
+    excess: float = 1.0
+    scale: float = 1.0
+
+    @classmethod
+    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "PoissonGaussian":
+        """Normalize by the mean and the spread of the square roots of the data."""
+        floor = read_variance / excess
+        root = root_of(torch.as_tensor((photons + floor) / excess))
+        return cls(float(root.mean()), max(float(root.std()), 0.5), floor, excess)
+
+    def constants(self) -> dict[str, Any]:
+        """Keyword arguments of this class."""
+        return asdict(self)
+
+    def normalize(self, photons: Tensor) -> Tensor:
+        """Square roots, whose noise is the same in the dark and in the light, made order 1."""
+        return (root_of((photons + self.floor) / self.excess) - self.center) / self.spread
+
+    def prior(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of the Gamma prior of λ [photons] and its shape α, as float64."""
+        root, shape = outputs.double().split(1, dim=1)
+        # A root's noise is of one size everywhere; that of no light is the least it can be.
+        dark = 2 * math.sqrt(self.floor / self.excess)
+        above = softplus(root * self.spread + self.center - dark, beta=4)
+        mean = self.scale * self.excess * above * (above + 2 * dark) / 4 + 1e-6
+        middle, half = 0.5 * (LOG_SHAPE[1] + LOG_SHAPE[0]), 0.5 * (LOG_SHAPE[1] - LOG_SHAPE[0])
+        light = max(self.excess * (self.center**2 - dark**2) / 4, 0.25)
+        # A prior as wide as the noise: to a narrow one, light where none was expected is but noise.
+        start = math.log(light**2 / (self.excess * (light + self.floor)))
+        return mean, (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
+
+    def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
+        """Negative log of p(z): a density where the A/D step is 0, else a probability."""
+        return -posterior(*self.prior(outputs), photons, readout).log_evidence
+
+    def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
+        """Posterior mean, or the prior's mean (``prior``)."""
+        mean, shape = self.prior(outputs)
+        if estimator == "mean":
+            mean = (shape + _in_parts(mean, shape, photons, readout).electrons) / (shape / mean + 1)
+        return mean.expand_as(photons).float()
+
+    def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
+        """Share of the prior in the variance."""
+        mean, shape = self.prior(outputs)
+        prior = mean.square() / shape
+        return prior / (prior + readout.excess * mean + readout.read_variance)
+
+    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "PoissonGaussian":
+        """Scale the mean of the prior until the posterior means sum to the data.
+
+        A clipped reading counts as what it is expected to have been before.
+        """
+        model = self
+        for _ in range(20):
+            mean, shape = model.prior(outputs)
+            seen = _in_parts(mean, shape, photons, readout)
+            missing = (seen.unclipped - (shape + seen.electrons) / (shape / mean + 1)).sum()
+            slope = (mean * (1 - model.weight(outputs, readout))).sum()
+            change = float((missing / slope).clamp(-0.1, 0.1))
+            model = replace(model, scale=model.scale * math.exp(change))
+            if abs(change) < 1e-6:
+                break
+        return model
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What a reading says: log p(z), E[n|z], and the reading itself, or what clipping hid of it."""
+
+    log_evidence: Tensor
+    electrons: Tensor
+    unclipped: Tensor
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Numbers of electrons (node, pixel) to sum over, and what the camera makes of each.
+
+    `gap` (node − 1, pixel) lies between successive numbers; `log_readout` is log R(z|n), and of how many
+    numbers each stands for; `unclipped` is the mean of what the camera would have read without clipping,
+    given n and the reading.
+    """
+
+    number: Tensor
+    gap: Tensor
+    log_readout: Tensor
+    unclipped: Tensor
+
+
+def _in_parts(mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout) -> Posterior:
+    """Give `posterior` of many pixels, some at a time."""
+    variance = torch.as_tensor(readout.read_variance).expand_as(photons).flatten()
+    values = (mean.expand_as(photons).flatten(), shape.expand_as(photons).flatten(), photons.flatten())
+    parts = [
+        posterior(prior, width, z, replace(readout, read_variance=noise))
+        for prior, width, z, noise in zip(
+            *(v.split(PIXELS_AT_ONCE) for v in (*values, variance)), strict=True
+        )
+    ]
+    names = ("log_evidence", "electrons", "unclipped")
+    joined = (torch.cat([getattr(part, name) for part in parts]).view_as(photons) for name in names)
+    return Posterior(*joined)
+
+
+def posterior(mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout) -> Posterior:
+    """Sum over the electrons that a reading can come from; gradients go to the prior alone."""
+    size = photons.shape
+    variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
+    mean, shape, z = mean.expand(size).flatten(), shape.expand(size).flatten(), photons.flatten().double()
+    with torch.no_grad():
+        if readout.excess > 1:
+            nodes = _em_readout(z, variance, readout)
+        else:
+            nodes = _plain_readout(z, variance, readout, _most_electrons(mean, shape))
+    first = -negative_binomial_nll(nodes.number[0].double(), mean, shape)
+    log = _log_counts(nodes, mean, shape) + nodes.log_readout
+    share = log.detach().softmax(0)
+    electrons, unclipped = ((share * values).sum(0).double() for values in (nodes.number, nodes.unclipped))
+    unclipped = torch.where(_hidden(z, readout), unclipped, z)
+    result = Posterior(first + log.logsumexp(0), electrons, unclipped)
+    if readout.highest < math.inf:
+        result = _with_saturated(result, mean, shape, z, variance, readout)
+    return Posterior(*(part.view(size) for part in (result.log_evidence, result.electrons, result.unclipped)))
+
+
+def _hidden(z: Tensor, readout: Readout) -> Tensor:
+    return z <= readout.lowest + _tolerance(readout.lowest, readout)
+
+
+def _tolerance(end: float, readout: Readout) -> float:
+    """How far float32 may have moved a reading from the end of the range."""
+    return readout.step / 4 or (1e-6 * abs(end) if math.isfinite(end) else 0.0)
+
+
+def _log_counts(nodes: _Nodes, mean: Tensor, shape: Tensor) -> Tensor:
+    """Log of the negative binomial at the nodes over that at the first, by ratios, which float32 holds.
+
+    From n to n + 1 the ratio is (α + n) m / ((n + 1)(α + m)); over a gap h, log Γ(x + h)/Γ(x) is
+    h log c − h(h² − 1)/24c² about c = x + (h − 1)/2, exact for h = 1.
+    """
+    alpha, gap = shape.float(), nodes.gap
+    middle = nodes.number[:-1] + (gap - 1) / 2
+    ratio = gap * ((alpha + middle) * (mean / (shape + mean)).float() / (1 + middle)).log()
+    bend = gap * (gap.square() - 1) / 24 * ((alpha + middle) ** -2 - (1 + middle) ** -2)
+    return torch.cat([torch.zeros_like(alpha)[None], (ratio - bend).cumsum(0)])
+
+
+def _spread(first: Tensor, last: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Give numbers from `first` to beyond `last`, the gaps between, and how many each stands for.
+
+    Successive whole numbers where they are enough, else growing gaps: a Poisson variable is wider where it
+    is larger, and a sum over a smooth peak needs no more than one number for each standard deviation.
+    """
+    k = torch.arange(most, device=first.device, dtype=torch.float32)[:, None]
+    bend = ((last - first).float() - (most - 1)).clamp(min=0) / max(1, (most - 1) * (most - 2) / 2)
+    number = first.float() + k + bend * k * (k - 1) / 2
+    stands_for = 1 + bend * (k - 0.5).clamp(min=0)
+    return number, (1 + bend * k)[:-1], stands_for
+
+
+def _most_electrons(mean: Tensor, shape: Tensor) -> Tensor:
+    """Give the number beyond which a negative binomial has nothing left; its tail is as exp(−n/(m/α + 1))."""
+    return mean + 6 * (mean + mean.square() / shape).sqrt() + 8 * (mean / shape + 1)
+
+
+def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, largest: Tensor) -> _Nodes:
+    """R(z|n) without EM gain: normal around n, rounded to the step, cut off at the lower end.
+
+    `largest` is the most electrons that the prior allows; where it is far below the reading, the sum moves.
+    """
+    step = readout.step
+    noise = (variance + step**2 / 12).sqrt()
+    loudest = float(noise.max())
+    if loudest < QUIET:
+        density = torch.full_like(z, math.log(step or 1.0))[None]
+        return _Nodes(z[None], density[:0].float(), density, z[None])
+    noise = noise.clamp(min=QUIET)
+    hidden = _hidden(z, readout)
+    first = torch.minimum(z - REACH * noise, largest - 1.4 * REACH * noise)
+    first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
+    last = torch.minimum(z + REACH * noise, largest).clamp(min=0)
+    most = min(NODES, math.ceil(2.4 * REACH * loudest) + 3)
+    number, gap, stands_for = _spread(first, last, most)
+    sigma = (noise.square() - step**2 / 12).clamp(min=(QUIET / 2) ** 2).sqrt().float()
+    log_readout = _log_normal(z.float() - number, sigma, step)
+    unclipped = number
+    if hidden.any():
+        below = (readout.lowest + step / 2 - number) / sigma
+        log_readout = torch.where(hidden, log_ndtr(below), log_readout)
+        unclipped = torch.where(hidden, number - sigma * _mills(below), number)
+    return _Nodes(number, gap, log_readout + stands_for.log(), unclipped)
+
+
+def _log_normal(distance: Tensor, sigma: Tensor, step: float) -> Tensor:
+    """Log density at a distance from the mean, or with a step the log probability to be rounded to there."""
+    if step == 0:
+        return -0.5 * (distance / sigma).square() - (sigma * math.sqrt(2 * math.pi)).log()
+    root = 0.5**0.5  # in the lower tail float32 keeps its digits
+    away, half = -distance.abs() / sigma, step / 2 / sigma
+    return (0.5 * (erfc(-root * (away + half)) - erfc(-root * (away - half)))).clamp(min=1e-37).log()
+
+
+def _mills(t: Tensor) -> Tensor:
+    """φ(t)/Φ(t): how far beyond its mean a normal variable is, given that it is beyond −t."""
+    return (-0.5 * t.square() - 0.5 * math.log(2 * math.pi) - log_ndtr(t)).exp()
+
+
+def _em_readout(z: Tensor, variance: Tensor, readout: Readout) -> _Nodes:
+    """R(z|n) behind EM gain, in photons: a Gamma variable of shape n and scale 1, and read noise."""
+    noise = (variance + readout.step**2 / 12).sqrt().clamp(min=EM_QUIET)
+    hidden = _hidden(z, readout)
+    reach = REACH * (z.clamp(min=0) + noise.square()).sqrt()
+    first = (z - reach).floor().clamp(min=0).masked_fill(hidden, 0.0)
+    last = (z + reach + 3 * noise + 4).clamp(min=0)
+    number, gap, stands_for = _spread(first, last, EM_NODES)
+    few = (first == 0) & (last <= EM_NODES - 1)  # each number from 0 is there
+    log_readout = torch.where(few, _few_amplified(z, noise, EM_NODES), _many_amplified(z, noise, number))
+    log_readout = log_readout + math.log(readout.step or 1.0)
+    unclipped = number
+    if hidden.any():
+        edge = torch.tensor(max(readout.lowest + readout.step / 2, 0.0), device=z.device)
+        below = gammainc(number.clamp(min=1e-6), edge).clamp(min=1e-30).log()
+        dark = log_ndtr((readout.lowest + readout.step / 2) / noise).float()
+        log_readout = torch.where(hidden, torch.where(number < 0.5, dark, below), log_readout)
+        unclipped = torch.where(hidden, number.clamp(max=readout.lowest), number)
+    return _Nodes(number, gap, log_readout.float() + stands_for.log(), unclipped)
+
+
+def _few_amplified(z: Tensor, noise: Tensor, most: int) -> Tensor:
+    """Log density of Gamma(n) plus normal noise for n from 0, exact, by recurrence.
+
+    With g₀ the normal density and g₁ = exp(σ²/2 − z) Φ(z/σ − σ), partial integration gives
+    n gₙ₊₁ = (z − σ²) gₙ + σ² gₙ₋₁.
+    """
+    shift, square = z - noise.square(), noise.square()
+    g = [(-0.5 * (z / noise).square()).exp() / (noise * math.sqrt(2 * math.pi))]
+    g.append((square / 2 - z + log_ndtr(shift / noise)).exp())
+    for n in range(1, most - 1):
+        g.append(((shift * g[n] + square * g[n - 1]) / n).clamp(min=0))
+    return torch.stack(g).clamp(min=1e-37).log()
+
+
+def _many_amplified(z: Tensor, noise: Tensor, number: Tensor) -> Tensor:
+    """Give the same for many electrons: z + σ² has a mean and variance of n + σ², as a Gamma variable has."""
+    y, n = (z + noise.square()).clamp(min=0.1), number + noise.square()
+    return (n - 1) * y.log() - y - torch.lgamma(n)
+
+
+def _with_saturated(
+    result: Posterior, mean: Tensor, shape: Tensor, z: Tensor, variance: Tensor, readout: Readout
+) -> Posterior:
+    """Put in the pixels at the upper end of the range: p is the probability of all that lies beyond."""
+    (at,) = torch.nonzero(z >= readout.highest - _tolerance(readout.highest, readout), as_tuple=True)
+    if len(at) == 0:
+        return result
+    mean, shape, edge = mean[at], shape[at], readout.highest - readout.step / 2
+    with torch.no_grad():
+        number, log_readout, unclipped = _beyond(mean, shape, variance[at], readout, edge)
+    log = log_readout - negative_binomial_nll(number, mean, shape)
+    share = log.softmax(0)
+    put: Callable[[Tensor, Tensor], Tensor] = lambda whole, part: whole.index_copy(0, at, part)  # noqa: E731
+    return Posterior(
+        put(result.log_evidence, log.logsumexp(0)),
+        put(result.electrons, (share * number).sum(0)),
+        put(result.unclipped, (share * unclipped).sum(0)),
+    )
+
+
+def _beyond(
+    mean: Tensor, shape: Tensor, variance: Tensor, readout: Readout, edge: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give electrons (node, pixel) of saturated readings, log P(beyond the edge|n) and the mean there.
+
+    How many there can be only the prior says. They are dense near the edge, and n counts as continuous.
+    """
+    noise = variance.sqrt().clamp(min=0.5)
+    width = noise + (max(edge, 0.0) ** 0.5 if readout.excess > 1 else 0.0)
+    spread = (mean + mean.square() / shape).sqrt()
+    first = torch.maximum(edge - REACH * width, mean - 6 * spread).clamp(min=0)
+    last = (edge - mean).clamp(min=0) + _most_electrons(mean, shape) + REACH * width
+    t = torch.linspace(0, 1, CENSORED_NODES, dtype=torch.float64, device=mean.device)[:, None]
+    number = first + (last - first) * t**3
+    ends = torch.cat([number[:1], number, number[-1:]])
+    stands_for = (ends[2:] - ends[:-2]) / 2
+    if readout.excess > 1:
+        n, limit = number.clamp(min=1e-6), torch.tensor(max(edge, 1e-6), dtype=torch.float64).to(mean)
+        share = gammaincc(n, limit).clamp(min=1e-300)
+        return number, share.log() + stands_for.log(), n * gammaincc(n + 1, limit) / share
+    above = (number - edge) / noise
+    return number, log_ndtr(above) + stands_for.log(), number + noise * _mills(above)

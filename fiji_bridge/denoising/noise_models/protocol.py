@@ -1,0 +1,78 @@
+"""What training and prediction ask of a noise model, and what noise models share."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiji_bridge.camera import Camera
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the camera adds: a pixel of mean λ photons has variance ``excess · λ + read_variance``.
+
+    `read_variance`, in photons², is a number or a tensor that broadcasts against the images (…, y, x).
+    Readings lie `step` photons apart (0: on no grid) from `lowest` to `highest` [photons]; a reading at
+    either end stands for all that the camera cut off there.
+    """
+
+    excess: float = 1.0
+    read_variance: float | Tensor = 0.0
+    step: float = 0.0
+    lowest: float = -math.inf
+    highest: float = math.inf
+
+
+class NoiseModel(Protocol):
+    """What training and prediction ask of a noise model. Images are (n, 1, y, x), in photons.
+
+    `assumed_camera` is what a method takes every camera for, None for those that heed the real one.
+    """
+
+    engine: ClassVar[str]
+    outputs: ClassVar[int]
+    estimators: ClassVar[tuple[str, ...]]
+    assumed_camera: ClassVar[Camera | None]
+
+    @classmethod
+    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> Self:
+        """Choose the constants of a new model from a sample of the data."""
+        ...
+
+    def constants(self) -> dict[str, Any]:
+        """Keyword arguments that make this model again."""
+        ...
+
+    def normalize(self, photons: Tensor) -> Tensor:
+        """Give what the network sees: order 1, and 0 outside the image."""
+        ...
+
+    def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
+        """Negative log likelihood of each observed pixel [nats]."""
+        ...
+
+    def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str) -> Tensor:
+        """Denoised images [photons]."""
+        ...
+
+    def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
+        """How much of a pixel's own value goes into its estimate, 0 to 1."""
+        ...
+
+    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Correct the model so that its estimates keep the mean of these images."""
+        ...
+
+
+def poisson_like(photons: Tensor, readout: Readout) -> Tensor:
+    """Change photons to the y whose variance is its mean."""
+    return (photons.double() + readout.read_variance / readout.excess) / readout.excess
+
+
+def root_of(y: Tensor) -> Tensor:
+    """Anscombe's 2√(y + 3/8), whose noise is 1, continued along its tangent below 0."""
+    return torch.where(y < 0, 2 * 0.375**0.5 + y / 0.375**0.5, 2 * (y.clamp(min=0) + 0.375).sqrt())
