@@ -38,7 +38,7 @@ INTERVAL = 100
 """Steps between two looks at the held-out likelihood."""
 WARM_SHARE = 0.1
 """Share of the budget after which the learning rate has risen, however few steps a slow machine has done."""
-DIMMED = 0.3
+DIMMED = 0.5
 """Share of the light, at most, that the crops of a step are shown without."""
 INPUT_IS_OUTPUT = 0.95
 """With more than this weight on a pixel's own value, the denoised image would be the raw one."""
