@@ -528,6 +528,6 @@ def test_in_imagej2_the_commands_are_modules(imagej, folder, where):
     assert re.search(r'by path False img\["denoised movie.tif".*32-bit.*\] Denoised movie.tif', done.stdout)
     assert "by image False 0.11" in done.stdout
     assert "table True None" in done.stdout
-    assert "reason True nowhere.safetensors is not there; name a model file." in done.stdout
+    assert "reason True nowhere.safetensors is not there; name a model file" in done.stdout
     assert "cancelled enough False" in done.stdout
     assert "Traceback" not in done.stderr
