@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from fiji_bridge.files import replacing
 
@@ -28,7 +29,7 @@ class Cells:
     def __init__(self, path: Path, columns: Sequence[str], keys: int, only: Sequence[str] | None) -> None:
         self.path, self.columns, self.only = path, (*columns, "hardware", "command"), only or ()
         self._keys = self.columns[:keys]
-        self._rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
+        self._rows = self._read()
         self._name: tuple[str, ...] = ()
 
     def wanted(self, *name: str) -> bool:
@@ -45,12 +46,22 @@ class Cells:
         """Add the cell last wanted to the file."""
         row = dict(zip(self._keys, self._name, strict=True)) | values
         row |= {"hardware": hardware(), "command": "python " + shlex.join(relative(sys.argv))}
-        self._rows.append(row)
+        with FileLock(self.path.with_suffix(".lock")):  # others may fill other cells
+            self._rows = [*self._read(), row]
+            self._write()
+        self._print(row)
+
+    def _read(self) -> list[dict[str, str]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self) -> None:
         with replacing(self.path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, self.columns)
             table.writeheader()
             table.writerows(self._rows)
-        self._print(row)
 
     def show(self) -> None:
         """Print all cells asked for."""
