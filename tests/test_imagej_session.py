@@ -290,6 +290,48 @@ def test_arguments_reach_a_macro_and_its_own_words_come_back(imagej):
     assert imagej.run_macro('print("seen"); exit;') is None
 
 
+@pytest.mark.parametrize(
+    ("line", "given"),
+    [
+        ('#@ String (label="Name (of the dye)", value="a647") a', "a647"),
+        ('#@ Integer (label="n", value=5, min=1) a', "5"),
+        ("#@ Integer a (value=3.0)", "3"),
+        ("#@ Double (value=1e-3) a", "0.001"),
+    ],
+)
+def test_script_parameters_are_written_in_scijava_s_ways(imagej, line, given):
+    assert imagej.run_macro(line + '\n#@output String b\nb = "" + a;') == {"b": given}
+
+
+def test_a_default_that_is_no_number_is_named(imagej):
+    with pytest.raises(FijiBridgeError, match="a is a integer"):
+        imagej.run_macro("#@ Integer a (value=abc)\nreturn a;")
+
+
+def test_particles_are_analyzed_without_a_window(imagej):
+    macro = 'newImage("q", "8-bit black", 30, 30, 1); setThreshold(0, 255);'
+    macro += 'run("Analyze Particles...", "size=0-Infinity display"); return "" + nResults;'
+    assert imagej.run_macro(macro) == "1"
+    imagej.close()
+
+
+def test_an_image_closed_by_a_macro_that_fails_stays_closed(imagej):
+    imagej.close()
+    for title in "ab":
+        imagej.to_imagej(np.zeros((4, 5), "uint8"), title).show()
+    with pytest.raises(FijiBridgeError, match="oops"):
+        imagej.run_macro('selectImage("b"); close(); exit("oops");')
+    assert imagej.run_macro('return "" + nImages + getTitle();') == "1a"
+    imagej.close()
+
+
+def test_imagej_starts_after_pyimagej_was_imported(imagej):
+    if importlib.util.find_spec("imagej") is None:
+        pytest.skip("pyimagej is not installed")
+    done = run("import imagej\nfrom fiji_bridge.imagej import session\nprint(session.start().version)")
+    assert done.returncode == 0, done.stderr
+
+
 def test_script_parameters_come_in_and_go_out_by_name(imagej):
     code = """#@ String greeting (value="hello")
 #@ File path

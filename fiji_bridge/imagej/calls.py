@@ -424,13 +424,15 @@ def _kept_images(ear: _Ear) -> Iterator[None]:
 
     Interpreter = JClass("ij.macro.Interpreter")
     before = [Interpreter.getBatchModeImage(number) for number in Interpreter.getBatchModeImageIDs()]
+    table = _field(Interpreter, "imageTable").get(None)
     try:
         yield
     finally:
         if ear.said is not None and before:
             batch_mode()
             for image in before:
-                if Interpreter.getBatchModeImage(image.getID()) is None:
+                # ImageJ drops its table, which still has the images that were not closed.
+                if table.contains(image) and Interpreter.getBatchModeImage(image.getID()) is None:
                     Interpreter.addBatchModeImage(image)
 
 

@@ -19,7 +19,9 @@ TYPES = (*NUMBERS, "boolean", *TEXT)
 
 _LINE = re.compile(r"^[ \t]*#@.*$", re.MULTILINE)
 _PARAMETER = re.compile(
-    r"\s*#@\s*(?:(?P<way>input|output|both)\b)?\s*(?:(?P<type>[\w.]+)\s+)?(?P<name>\w+)\s*(?:\((?P<more>.*)\))?\s*;?\s*",
+    r"\s*#@\s*(?:(?P<way>input|output|both)\b)?\s*"
+    r"(?:(?P<type>[\w.]+)(?:\s*\((?P<before>(?:\"[^\"]*\"|[^\")])*)\)\s*|\s+))?"
+    r"(?P<name>\w+)\s*(?:\((?P<after>.*)\))?\s*;?\s*",
     re.IGNORECASE,
 )
 _DEFAULT = re.compile(r"""\bvalue\s*=\s*("(?P<quoted>[^"]*)"|(?P<bare>[^,]+))""")
@@ -59,7 +61,15 @@ class Parameter:
         """Read a default."""
         if self.type == "boolean":
             return text.strip().lower() == "true"
-        return (int if self.type in WHOLE else float)(text) if self.type in NUMBERS else text
+        if self.type not in NUMBERS:
+            return text
+        try:
+            number = float(text)
+        except ValueError:
+            raise FijiBridgeError(
+                f"The macro's input {self.name} is a {self.type}, which {text!r} is not."
+            ) from None
+        return int(number) if self.type in WHOLE and number.is_integer() else number
 
     def result(self, found: Any) -> Any:
         """Give what the macro left in the variable, a number or text, as what was declared."""
@@ -98,7 +108,7 @@ def _parameter(line: str) -> Parameter | None:
             f"The script parameter {line.strip()!r} has the type {match['type']}; macros hold String, File, "
             "boolean and numbers."
         )
-    default = _DEFAULT.search(match["more"] or "")
+    default = _DEFAULT.search(match["before"] or match["after"] or "")
     told = None if default is None else default["quoted"] or (default["bare"] or "").strip()
     return Parameter(match["name"], kind, way != "output", way != "input", told)
 

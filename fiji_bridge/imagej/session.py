@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 IMAGEJ = "net.imagej:ij:1.54p"
-PATCHER = "net.imagej:ij1-patcher:1.2.6"
+PATCHER = "net.imagej:ij1-patcher:2.0.0"
 """Makes ImageJ 1.x run headless: dialogs take their values from the macro options."""
 
 MODES = ("headless", "gui", "interactive")
@@ -475,10 +475,9 @@ def _check_heap(java: Java, options: list[str], heap: str) -> None:
     executable = java.home / "bin" / ("java.exe" if os.name == "nt" else "java")
     tried = subprocess.run([executable, *options, "-version"], capture_output=True, text=True)
     if tried.returncode != 0:
-        said = next(
-            (line for line in (tried.stdout + tried.stderr).splitlines() if line.strip()), "no reason"
-        )
-        raise FijiBridgeError(f"Java cannot start with heap={heap} ({said.strip()}); give another size.")
+        lines = [line.strip(" #") for line in (tried.stdout + tried.stderr).splitlines()]
+        said = next(filter(None, lines), "it gives no reason")
+        raise FijiBridgeError(f"Java cannot start with heap={heap} ({said}); give another size.")
 
 
 def _memory_options(heap: str | None) -> list[str]:
@@ -517,6 +516,7 @@ def _start_embedded(wanted: _Wanted, java: Java | None) -> ImageJ:
     # Maven Central has all we need; what was imported earlier may have added jars that are elsewhere.
     scyjava.config.get_repositories().clear()
     scyjava.config.endpoints[:] = [PATCHER] if wanted.jar else [IMAGEJ, PATCHER]
+    _forget_pyimagej()
     if wanted.jar:
         scyjava.config.add_classpath(str(wanted.jar))
     try:
@@ -536,6 +536,16 @@ def _start_embedded(wanted: _Wanted, java: Java | None) -> ImageJ:
         window = Window() if wanted.mode == "gui" else Window(Window.NO_SHOW)
         window.exitWhenQuitting(False)  # closing it must not end Python
     return _running(wanted, plugins, None)
+
+
+def _forget_pyimagej() -> None:
+    """Take out what importing pyimagej asked to run when Java starts; it needs ImageJ2's jars."""
+    import scyjava._jvm
+
+    callbacks = scyjava._jvm._startup_callbacks
+    callbacks[:] = [
+        each for each in callbacks if each.__module__.partition(".")[0] not in ("imglyb", "imagej")
+    ]
 
 
 def _start_pyimagej(wanted: _Wanted, java: Java | None) -> ImageJ:
