@@ -9,6 +9,7 @@ import torch
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import Model, denoise, load_model
+from fiji_bridge.denoising.model import shipped_models
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import GammaPoisson
 from fiji_bridge.errors import FijiBridgeError
@@ -119,3 +120,23 @@ def test_an_unwritable_model_leaves_nothing(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FijiBridgeError, match=r"model\.safetensors"):
         some_model().save(tmp_path / "file" / "model.safetensors")
+
+
+def test_each_model_that_ships_is_small_has_its_page_and_serves_any_camera():
+    shipped = shipped_models()
+    assert "confocal" in shipped
+    light = 20 + 12 * np.sin(np.mgrid[:96, :96] / 9.0).prod(axis=0)
+    raw = 300 + 4 * np.random.default_rng(0).poisson(light, (4, 96, 96))
+    for name, path in shipped.items():
+        assert path.stat().st_size < 10e6
+        assert path.with_suffix(".md").is_file()
+        model = load_model(name)
+        assert model.camera is None
+        denoised = denoise(raw.astype(np.uint16), model).to_numpy()
+        truth = 300 + 4 * light
+        assert ((denoised - truth) ** 2).mean() < 0.1 * ((raw - truth) ** 2).mean()
+
+
+def test_a_name_that_no_model_has_is_told_which_there_are():
+    with pytest.raises(FijiBridgeError, match="confocal"):
+        load_model("konfocal")
