@@ -7,9 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from filelock import FileLock
 
+from fiji_bridge.evaluation.image_quality import psnr
 from fiji_bridge.files import replacing
 
 
@@ -72,6 +74,11 @@ class Cells:
 
     def _print(self, row: dict[str, str]) -> None:
         print(" | ".join(row[column] for column in self.columns[:-2]), flush=True)
+
+
+def mean_psnr(images: np.ndarray, truth: np.ndarray) -> float:
+    """Mean over images (n, y, x) of 8-bit range [dB]."""
+    return float(np.mean([psnr(image, right, 255) for image, right in zip(images, truth, strict=True)]))
 
 
 def relative(arguments: Sequence[str]) -> list[str]:

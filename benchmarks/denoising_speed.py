@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cells import mean_psnr
 from torch import nn
 
 from fiji_bridge import denoise, estimate_camera, open_stack, train
@@ -30,11 +31,6 @@ from fiji_bridge.progress import silent
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"
 CHECKPOINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Training times at which the default engine is scored [minutes]."""
-
-
-def psnr(images: np.ndarray, truth: np.ndarray) -> float:
-    errors = np.mean((images.astype(float) - truth) ** 2, axis=(1, 2))
-    return float(np.mean(10 * np.log10(255**2 / errors)))
 
 
 def timed(call: Callable[[], object], device: torch.device, seconds: float = 4.0) -> float:
@@ -131,7 +127,7 @@ def against_n2v(raw: np.ndarray, truth: np.ndarray, device: str) -> None:
     model = train(raw, engine="n2v", device=device, max_minutes=600)
     minutes = (time.monotonic() - began) / 60
     began = time.monotonic()
-    goal = psnr(denoise(raw, model, device=device).to_numpy(), truth)
+    goal = mean_psnr(denoise(raw, model, device=device).to_numpy(), truth)
     prediction = time.monotonic() - began
     print(f"N2V: {goal:.2f} dB after {minutes:.2f} minutes; prediction {prediction:.1f} s", flush=True)
     for allowed in CHECKPOINTS:
@@ -140,7 +136,7 @@ def against_n2v(raw: np.ndarray, truth: np.ndarray, device: str) -> None:
         spent = (time.monotonic() - began) / 60
         for fast in (False, True):
             began = time.monotonic()
-            reached = psnr(denoise(raw, model, device=device, fast=fast).to_numpy(), truth)
+            reached = mean_psnr(denoise(raw, model, device=device, fast=fast).to_numpy(), truth)
             prediction = time.monotonic() - began
             print(
                 f"{DEFAULT_ENGINE}{', fast' if fast else ''}: {reached:.2f} dB after {spent:.2f} minutes"

@@ -28,6 +28,7 @@ from cells import Cells
 
 from fiji_bridge import Camera, denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.noise_models import ENGINES
+from fiji_bridge.evaluation.image_quality import psnr
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 COLUMNS = ("method", "regime", "estimator", "prediction", "psnr_db", "psnr_apart_db", "minutes")
@@ -74,10 +75,6 @@ def averages(field: int, number: int) -> np.ndarray:
     single = captures(field)
     whole = len(single) // number * number
     return single[:whole].reshape(-1, number, *single.shape[1:]).mean(axis=1)
-
-
-def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    return float(10 * np.log10(255**2 / np.mean((image.astype(float) - truth) ** 2)))
 
 
 @cache
@@ -127,8 +124,8 @@ def run(method: str, regime: str, estimator: str, prediction: str, minutes: floa
     everything = single.mean(axis=0)
     apart = [(single.sum(axis=0) - number * image) / (len(single) - number) for image in images]
     return {
-        "psnr_db": f"{np.mean([psnr(a, everything) for a in result]):.2f}",
-        "psnr_apart_db": f"{np.mean([psnr(a, b) for a, b in zip(result, apart, strict=True)]):.2f}",
+        "psnr_db": f"{np.mean([psnr(a, everything, 255) for a in result]):.2f}",
+        "psnr_apart_db": f"{np.mean([psnr(a, b, 255) for a, b in zip(result, apart, strict=True)]):.2f}",
         "minutes": f"{spent:.1f}",
     }
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from cells import mean_psnr
 
 from fiji_bridge import Camera, denoise, estimate_camera, load_model, open_stack, simulate, train
 
@@ -91,8 +92,7 @@ def test_set(name: str) -> tuple[np.ndarray, Callable[[np.ndarray], str], Camera
         )
 
         def psnr(images: np.ndarray) -> str:
-            errors = np.mean((images.astype(float) - truth) ** 2, axis=(1, 2))
-            return f"{np.mean(10 * np.log10(255**2 / errors)):.2f} dB"
+            return f"{mean_psnr(images, truth):.2f} dB"
 
         return raw, psnr, estimate_camera(open_stack(raw)).camera
     raw = movie(UNSEEN, 100)

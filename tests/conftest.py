@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.imagej import session
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -31,3 +34,17 @@ def display() -> Iterator[str]:
     yield f":{screen.stdout.readline().strip()}"
     screen.terminate()
     screen.wait()
+
+
+@pytest.fixture(scope="module")
+def imagej() -> session.ImageJ:
+    """The ImageJ of the test process, where this machine can have one."""
+    java = session.find_java()
+    if java is None or not java.recent_enough:
+        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
+    try:
+        return session.start()
+    except FijiBridgeError as error:
+        if session.imagej_cached() is None and "Maven Central" in str(error):
+            pytest.skip(str(error))
+        raise

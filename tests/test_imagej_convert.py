@@ -10,21 +10,11 @@ import pytest
 import xarray as xr
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.imagej import session
 
 
 @pytest.fixture(scope="module")
-def ij():
-    """The ImageJ of the test process, where this machine can have one."""
-    java = session.find_java()
-    if java is None or not java.recent_enough:
-        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
-    try:
-        return session.start()
-    except FijiBridgeError as error:
-        if session.imagej_cached() is None and "Maven Central" in str(error):
-            pytest.skip(str(error))
-        raise
+def ij(imagej):
+    return imagej
 
 
 @pytest.fixture(scope="module")

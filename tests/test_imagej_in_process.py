@@ -16,7 +16,6 @@ import torch
 import fiji_bridge
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.imagej import session
 from fiji_bridge.imagej.commands import COMMANDS, DENOISE, find
 
 CAMERA = "offset=100.0 photons2adu=2.0 isemgain=false pixelsize=110.0"
@@ -29,20 +28,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def imagej():
-    """The ImageJ of the test process, where this machine can have one."""
-    java = session.find_java()
-    if java is None or not java.recent_enough:
-        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
-    try:
-        return session.start()
-    except FijiBridgeError as error:
-        if session.imagej_cached() is None and "Maven Central" in str(error):
-            pytest.skip(str(error))
-        raise
 
 
 @pytest.fixture(scope="module")

@@ -38,20 +38,6 @@ NO_NETWORK = {"HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0
 
 
 @pytest.fixture(scope="module")
-def imagej():
-    """The ImageJ of the test process, where this machine can have one."""
-    java = session.find_java()
-    if java is None or not java.recent_enough:
-        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
-    try:
-        return session.start()
-    except FijiBridgeError as error:
-        if session.imagej_cached() is None and "Maven Central" in str(error):
-            pytest.skip(str(error))
-        raise
-
-
-@pytest.fixture(scope="module")
 def fiji():
     """The folder of an ImageJ2 or Fiji."""
     folder = os.environ.get("FIJI_BRIDGE_FIJI")

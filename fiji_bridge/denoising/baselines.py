@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fiji_bridge.camera import Camera
+from fiji_bridge.denoising.crops import POOL_PIXELS, SMALLEST
 from fiji_bridge.denoising.model import Denoiser, describe
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress
@@ -42,10 +43,6 @@ from fiji_bridge.stack import frame_blocks, positions
 Predictor = Callable[[np.ndarray], np.ndarray]
 """From frames (n, y, x) in A/D counts to denoised ones, float32."""
 
-POOL_PIXELS = 2**26
-"""Pixels kept in memory to train on; longer stacks are represented by frames spread over them."""
-SMALLEST = 16
-"""Side of the smallest image to train on [pixels]."""
 BUDGET = "the budget was used"
 
 

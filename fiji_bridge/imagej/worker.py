@@ -58,7 +58,6 @@ MESSAGE_WIDTH = 90
 """Characters in a line of a message window, which does not wrap."""
 ROOM = 4
 """Free room wanted in memory, in sizes of the image: it, the 32-bit result, and some."""
-NANOMETRES = {"nm": 1.0, "µm": 1e3, "um": 1e3, "micron": 1e3, "microns": 1e3, "mm": 1e6, "cm": 1e7, "m": 1e9}
 
 
 _HEARD: dict[Path, tuple[float, float]] = {}
@@ -304,11 +303,12 @@ class Job:
         import xarray as xr
 
         from fiji_bridge.stack import open_stack
+        from fiji_bridge.stack_formats.recording import nm_per
 
         parts: list[Path] = sorted(self.folder.glob("image-*.tif"))
         if not parts:
             return None
-        scale = NANOMETRES.get(request.get("unit", "").replace("μ", "µ"))
+        scale = nm_per(request.get("unit"))
         size = scale and scale * float(request["pixel_width"])
         image = open_stack(parts if len(parts) > 1 else parts[0], pixel_size_nm=size or None)
         if "signed" in request:
