@@ -1,11 +1,13 @@
 """Tables that are filled cell by cell, over many runs and machines."""
 
+import argparse
 import csv
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,16 +22,14 @@ class Cells:
 
     Parameters
     ----------
-    path
-        The file; read if it is there, and written after each cell.
+    options
+        What `parse` gave: the file, read if it is there and written after each cell, and the cells asked for.
     columns
         Names of the columns, of which the first `keys` name a cell.
-    only
-        Words that a cell's name must have, all of them; None for all cells.
     """
 
-    def __init__(self, path: Path, columns: Sequence[str], keys: int, only: Sequence[str] | None) -> None:
-        self.path, self.columns, self.only = path, (*columns, "hardware", "command"), only or ()
+    def __init__(self, options: argparse.Namespace, columns: Sequence[str], keys: int) -> None:
+        self.path, self.columns, self._options = options.out, (*columns, "hardware", "command"), options
         self._keys = self.columns[:keys]
         self._rows = self._read()
         self._name: tuple[str, ...] = ()
@@ -38,11 +38,16 @@ class Cells:
         """Whether a cell is asked for and still missing; `keep` then means this one."""
         self._name = name
         known = any(tuple(row[key] for key in self._keys) == name for row in self._rows)
-        words = " ".join(name).split()
-        asked = all(word in words for word in self.only)
-        if asked and not known:
+        missing = self._asked(name) and not known
+        if missing:
             print(f"{', '.join(name)} …", file=sys.stderr, flush=True)
-        return asked and not known
+        return missing
+
+    def _asked(self, name: Sequence[str]) -> bool:
+        words = " ".join(name).split()
+        return all(w in words for w in self._options.only) and not any(
+            w in words for w in self._options.without
+        )
 
     def keep(self, **values: str) -> None:
         """Add the cell last wanted to the file."""
@@ -69,11 +74,30 @@ class Cells:
         """Print all cells asked for."""
         print("\n" + " | ".join(self.columns[:-2]))
         for row in self._rows:
-            if all(word in " ".join(row[key] for key in self._keys).split() for word in self.only):
+            if self._asked([row[key] for key in self._keys]):
                 self._print(row)
 
     def _print(self, row: dict[str, str]) -> None:
         print(" | ".join(row[column] for column in self.columns[:-2]), flush=True)
+
+
+def parse(description: str, out: Path, minutes: float) -> argparse.Namespace:
+    """Read which cells to fill in which file, and how long a network is trained."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    words: dict[str, Any] = {"metavar": "WORD", "nargs": "+", "default": []}
+    parser.add_argument("--only", **words, help="cells whose name has all of these words")
+    parser.add_argument("--without", **words, help="leave out cells whose name has one of these words")
+    parser.add_argument("--minutes", type=float, default=minutes, help="training time of a network [minutes]")
+    parser.add_argument("--steps", type=int, help="steps of training, in place of --minutes")
+    parser.add_argument("--out", type=Path, default=out, help="table to fill")
+    return parser.parse_args()
+
+
+def budget(options: argparse.Namespace) -> dict[str, float | None]:
+    """Give how long to train as arguments of `train`."""
+    return {"max_minutes": None if options.steps else options.minutes, "steps": options.steps}
 
 
 def mean_psnr(images: np.ndarray, truth: np.ndarray) -> float:

@@ -17,14 +17,13 @@ A cell is kept in the CSV file beside this script as soon as it is known; starte
 from there. Without --only it fills all that is missing.
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cells import Cells
+from cells import Cells, budget, parse
 
 from fiji_bridge import Camera, denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.noise_models import ENGINES
@@ -78,13 +77,13 @@ def averages(field: int, number: int) -> np.ndarray:
 
 
 @cache
-def trained(method: str, number: int, minutes: float) -> tuple[object, float]:
-    """Model of a method for averages of `number` captures, and the minutes it took."""
+def trained(method: str, number: int, **budget: float | None) -> tuple[object, float]:
+    """Model of a method for averages of `number` captures, and the minutes its training took."""
     began = time.monotonic()
     engine, _, sample = method.partition(" from ")
     if sample:
         paths = sorted((DATA / "fmdd_testmix" / "raw").glob("Confocal_MICE_*.png"))
-        model = train(open_stack(paths), engine=engine, camera=single_camera("mice"), max_minutes=minutes)
+        model = train(open_stack(paths), engine=engine, camera=single_camera("mice"), **budget)
     else:
         noisy = averages(1, number)
         targets = {
@@ -92,7 +91,7 @@ def trained(method: str, number: int, minutes: float) -> tuple[object, float]:
             "care": lambda: np.broadcast_to(captures(1).mean(axis=0), noisy.shape),
         }.get(engine, lambda: None)()
         camera = averaging(single_camera("BPAE"), number)
-        model = train(noisy, targets=targets, engine=engine, camera=camera, max_minutes=minutes)
+        model = train(noisy, targets=targets, engine=engine, camera=camera, **budget)
     return model, (time.monotonic() - began) / 60
 
 
@@ -107,12 +106,12 @@ def by_crops(predict: Callable[[np.ndarray], np.ndarray], images: np.ndarray, st
     return total / weight
 
 
-def run(method: str, regime: str, estimator: str, prediction: str, minutes: float) -> dict[str, str]:
+def run(method: str, regime: str, estimator: str, prediction: str, **budget: float | None) -> dict[str, str]:
     number = REGIMES[regime]
     images = averages(19, number)[:SCORED]
     spent, result = 0.0, images
     if method != "raw":
-        model, spent = trained(method, number, minutes)
+        model, spent = trained(method, 1 if " from " in method else number, **budget)
         camera = averaging(single_camera("BPAE"), number)
 
         def predict(part: np.ndarray) -> np.ndarray:
@@ -131,15 +130,8 @@ def run(method: str, regime: str, estimator: str, prediction: str, minutes: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", metavar="WORD", nargs="+", help="cells whose name has all of these words")
-    parser.add_argument("--minutes", type=float, default=5.0, help="training time of a network [minutes]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"), help="table to fill")
-    options = parser.parse_args()
-
-    cells = Cells(options.out, COLUMNS, keys=4, only=options.only)
+    options = parse(__doc__, Path(__file__).with_suffix(".csv"), minutes=5.0)
+    cells = Cells(options, COLUMNS, keys=4)
     for method in METHODS:
         for regime in REGIMES:
             kind = ENGINES.get(method.partition(" ")[0])
@@ -148,7 +140,7 @@ def main() -> None:
                     ("whole", "strided", "grid") if method.startswith("poi2void") else ("whole",)
                 ):
                     if cells.wanted(method, regime, estimator, prediction):
-                        cells.keep(**run(method, regime, estimator, prediction, options.minutes))
+                        cells.keep(**run(method, regime, estimator, prediction, **budget(options)))
     cells.show()
 
 

@@ -16,14 +16,13 @@ A cell, one type by one method, is kept in the CSV file beside this script as so
 again, the benchmark goes on from there. Without --only it fills all that is missing.
 """
 
-import argparse
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from cells import Cells, mean_psnr
+from cells import Cells, budget, mean_psnr, parse
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
@@ -62,50 +61,42 @@ def blurred(raw: np.ndarray, truth: np.ndarray, sigma: float) -> np.ndarray:
     return np.round(SIXTEEN_BIT * (camera.to_adu(light + smooth) + 20)).astype(np.uint16)
 
 
-def recordings(data: Path) -> Iterator[tuple[str, Path, float]]:
+def recordings() -> Iterator[tuple[str, float]]:
     """Types with the blur of their noise [pixels]."""
-    kinds = sorted({re.sub(r"_\d+$", "", path.stem) for path in (data / "raw").glob("*.png")})
+    kinds = sorted({re.sub(r"_\d+$", "", path.stem) for path in (DATA / "raw").glob("*.png")})
     for sigma, name in ((0.0, ""), (0.5, " blurred by 0.5 px"), (1.0, " blurred by 1 px")):
         for kind in kinds:
-            yield kind + name, data, sigma
+            yield kind + name, sigma
 
 
-def captures(kind: str, data: Path, sigma: float) -> tuple[np.ndarray, np.ndarray, float, float]:
+def captures(kind: str, sigma: float) -> tuple[np.ndarray, np.ndarray, float, float]:
     """Give captures and truth (n, y, x), and the scale and offset that make the 8-bit range of them."""
     name = kind.split(" ")[0]
-    raw, truth = load(data / "raw", name), load(data / "gt", name)
+    raw, truth = load(DATA / "raw", name), load(DATA / "gt", name)
     if not sigma:
         return raw, truth, 1.0, 0.0
     return blurred(raw, truth, sigma), truth, SIXTEEN_BIT, 20.0
 
 
-def run(method: str, stack: np.ndarray, minutes: float) -> tuple[np.ndarray, Camera | None]:
+def run(method: str, stack: np.ndarray, **budget: float | None) -> tuple[np.ndarray, Camera | None]:
     """Denoised captures, and the camera that the method assumed."""
     if method == "raw":
         return stack, None
-    model = train(stack, engine=method, max_minutes=minutes)
+    model = train(stack, engine=method, **budget)
     return denoise(stack, model).to_numpy(), model.camera
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--only", metavar="WORD", nargs="+", help="cells whose name has all of these words")
-    parser.add_argument("--minutes", type=float, default=15.0, help="training time of a network [minutes]")
-    parser.add_argument("--data", type=Path, default=DATA, help="folder with raw/ and gt/")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".csv"), help="table to fill")
-    options = parser.parse_args()
-
-    cells = Cells(options.out, COLUMNS, keys=3, only=options.only)
-    for kind, data, sigma in recordings(options.data):
+    options = parse(__doc__, Path(__file__).with_suffix(".csv"), minutes=15.0)
+    cells = Cells(options, COLUMNS, keys=3)
+    for kind, sigma in recordings():
         for method in METHODS:
             for number in (4, 1):
                 if not cells.wanted(kind, method, f"{number} captures"):
                     continue
-                stack, truth, scale, offset = captures(kind, data, sigma)
+                stack, truth, scale, offset = captures(kind, sigma)
                 began = time.monotonic()
-                images, camera = run(method, stack[:number], options.minutes)
+                images, camera = run(method, stack[:number], **budget(options))
                 spent = (time.monotonic() - began) / 60
                 cells.keep(
                     **score(images / scale - offset, truth[:number]),

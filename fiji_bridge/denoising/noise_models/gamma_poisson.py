@@ -1,7 +1,7 @@
 """Poisson light under a Gamma prior."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.noise_models.protocol import Readout, poisson_like, root_of
+from fiji_bridge.denoising.noise_models.protocol import Readout, poisson_like, root_of, scaled
 
 LOG_SHAPE = (float(np.log(1e-2)), float(np.log(1e6)))
 
@@ -51,7 +51,7 @@ class GammaPoisson:
     scale: float = 1.0
 
     @classmethod
-    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "GammaPoisson":
+    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> Self:
         """Normalize by the mean and the spread of the square roots of the data."""
         floor = read_variance / excess
         root = root_of(torch.as_tensor((photons + floor) / excess))
@@ -100,17 +100,15 @@ class GammaPoisson:
         mean, shape = self.prior(outputs, readout)
         return mean / (shape + mean)
 
-    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "GammaPoisson":
+    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
         """Scale the mean of the prior until the posterior means sum to the data."""
-        model = self
-        for _ in range(20):
-            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / self.excess
+
+        def imbalance(model: Self) -> tuple[Tensor, Tensor]:
             mean, _ = model.prior(outputs, readout)
-            slope = (
-                mean * (1 - model.weight(outputs, readout))
-            ).sum()  # of that sum over the log of the scale
-            model = replace(model, scale=model.scale * float(torch.exp((missing / slope).clamp(-0.1, 0.1))))
-        return model
+            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / self.excess
+            return missing, (mean * (1 - model.weight(outputs, readout))).sum()
+
+        return scaled(self, imbalance)
 
 
 def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
 """Gaussian light under Gaussian noise, the variance of which grows with the light."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.noise_models.protocol import Readout
+from fiji_bridge.denoising.noise_models.protocol import Readout, scaled
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,10 @@ class Gaussian:
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
         """Scale the mean of the prior until the posterior means sum to the data."""
-        model = self
-        for _ in range(20):
-            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum()
+
+        def imbalance(model: Gaussian) -> tuple[Tensor, Tensor]:
             mean, _, _ = model.prior(outputs, readout)
-            slope = (mean * (1 - model.weight(outputs, readout))).sum()
-            model = replace(model, scale=model.scale * float(torch.exp((missing / slope).clamp(-0.1, 0.1))))
-        return model
+            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum()
+            return missing, (mean * (1 - model.weight(outputs, readout))).sum()
+
+        return scaled(self, imbalance)

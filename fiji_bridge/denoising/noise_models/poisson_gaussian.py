@@ -2,18 +2,16 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 from torch.special import erfc, gammainc, gammaincc, log_ndtr
 
-from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.noise_models.gamma_poisson import LOG_SHAPE, negative_binomial_nll
-from fiji_bridge.denoising.noise_models.protocol import Readout, root_of
+from fiji_bridge.denoising.noise_models.gamma_poisson import LOG_SHAPE, GammaPoisson, negative_binomial_nll
+from fiji_bridge.denoising.noise_models.protocol import Readout, scaled
 
 NODES, EM_NODES, CENSORED_NODES = 24, 32, 64
 """Most numbers of electrons to sum over, without EM gain, with it, and for saturated pixels."""
@@ -28,7 +26,7 @@ PIXELS_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
-class PoissonGaussian:
+class PoissonGaussian(GammaPoisson):
     """Light of a Gamma prior, electrons of a Poisson distribution, then all that a camera does to them.
 
     The network gives mean m and shape α of a Gamma prior of λ, as for `GammaPoisson`. The number n of
@@ -46,47 +44,13 @@ class PoissonGaussian:
 
     Where many n matter the sum goes over fewer of them, close together where n is small. Readings of less
     noise than `QUIET` photons are taken for n themselves, as `GammaPoisson` does.
-
-    Attributes
-    ----------
-    center, spread
-        Mean and standard deviation of the data's square roots, which normalize the network's input.
-    floor
-        Smallest read variance over excess noise [photons]: what is added before the square root.
-    excess
-        Excess noise of the camera trained with.
-    scale
-        Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
     """
 
     engine: ClassVar[str] = "poisson-gaussian"
-    outputs: ClassVar[int] = 2
     estimators: ClassVar[tuple[str, ...]] = ("mean", "prior")
-    assumed_camera: ClassVar[Camera | None] = None
 
-    center: float
-    spread: float
-    floor: float = 0.0
-    excess: float = 1.0
-    scale: float = 1.0
-
-    @classmethod
-    def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "PoissonGaussian":
-        """Normalize by the mean and the spread of the square roots of the data."""
-        floor = read_variance / excess
-        root = root_of(torch.as_tensor((photons + floor) / excess))
-        return cls(float(root.mean()), max(float(root.std()), 0.5), floor, excess)
-
-    def constants(self) -> dict[str, Any]:
-        """Keyword arguments of this class."""
-        return asdict(self)
-
-    def normalize(self, photons: Tensor) -> Tensor:
-        """Square roots, whose noise is the same in the dark and in the light, made order 1."""
-        return (root_of((photons + self.floor) / self.excess) - self.center) / self.spread
-
-    def prior(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of the Gamma prior of λ [photons] and its shape α, as float64."""
+    def prior(self, outputs: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
+        """Mean of the Gamma prior of λ [photons], whatever the readout, and its shape α, as float64."""
         root, shape = outputs.double().split(1, dim=1)
         # A root's noise is of one size everywhere; that of no light is the least it can be.
         dark = 2 * math.sqrt(self.floor / self.excess)
@@ -100,37 +64,34 @@ class PoissonGaussian:
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Negative log of p(z): a density where the A/D step is 0, else a probability."""
-        return -posterior(*self.prior(outputs), photons, readout).log_evidence
+        return -posterior(*self.prior(outputs, readout), photons, readout).log_evidence
 
     def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
         """Posterior mean, or the prior's mean (``prior``)."""
-        mean, shape = self.prior(outputs)
+        mean, shape = self.prior(outputs, readout)
         if estimator == "mean":
             mean = (shape + _in_parts(mean, shape, photons, readout).electrons) / (shape / mean + 1)
         return mean.expand_as(photons).float()
 
     def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
         """Share of the prior in the variance."""
-        mean, shape = self.prior(outputs)
+        mean, shape = self.prior(outputs, readout)
         prior = mean.square() / shape
         return prior / (prior + readout.excess * mean + readout.read_variance)
 
-    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "PoissonGaussian":
+    def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
         """Scale the mean of the prior until the posterior means sum to the data.
 
         A clipped reading counts as what it is expected to have been before.
         """
-        model = self
-        for _ in range(20):
-            mean, shape = model.prior(outputs)
+
+        def imbalance(model: Self) -> tuple[Tensor, Tensor]:
+            mean, shape = model.prior(outputs, readout)
             seen = _in_parts(mean, shape, photons, readout)
             missing = (seen.unclipped - (shape + seen.electrons) / (shape / mean + 1)).sum()
-            slope = (mean * (1 - model.weight(outputs, readout))).sum()
-            change = float((missing / slope).clamp(-0.1, 0.1))
-            model = replace(model, scale=model.scale * math.exp(change))
-            if abs(change) < 1e-6:
-                break
-        return model
+            return missing, (mean * (1 - model.weight(outputs, readout))).sum()
+
+        return scaled(self, imbalance)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What training and prediction ask of a noise model, and what noise models share."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -66,6 +67,29 @@ class NoiseModel(Protocol):
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
         """Correct the model so that its estimates keep the mean of these images."""
         ...
+
+
+class _Scaled(Protocol):
+    @property
+    def scale(self) -> float: ...
+
+
+_Model = TypeVar("_Model", bound=_Scaled)
+
+
+def scaled(model: _Model, imbalance: Callable[[_Model], tuple[Tensor, Tensor]]) -> _Model:
+    """Scale the mean of a model's prior until nothing is missing.
+
+    `imbalance` gives by how much the sum of the estimates is below that of the data, and the derivative of
+    that over the log of the scale.
+    """
+    for _ in range(20):
+        missing, slope = imbalance(model)
+        change = float((missing / slope).clamp(-0.1, 0.1))
+        model = replace(model, scale=model.scale * math.exp(change))  # type: ignore[type-var]
+        if abs(change) < 1e-6:
+            break
+    return model
 
 
 def poisson_like(photons: Tensor, readout: Readout) -> Tensor:
