@@ -158,10 +158,9 @@ def build_parser() -> Parser:
     camera(sub)
     sub.add_argument(
         "--engine",
-        default=ENGINES[0],
         choices=ENGINES,
         metavar="ENGINE",
-        help=f"noise model or published method: {', '.join(ENGINES)} (default %(default)s)",
+        help=f"noise model or published method: {', '.join(ENGINES)} (default: that of MODEL, or the first)",
     )
     sub.add_argument(
         "--targets",

@@ -1,7 +1,8 @@
 """Names of the denoising engines, for option lists and menus, which must not load torch."""
 
-NOISE_MODELS = ("gamma-poisson", "poisson-gaussian", "gaussian", "poi2void", "poi2void-paper")
-"""The noise models of our blind-spot network: the keys of `denoising.noise_models.ENGINES`."""
+NOISE_MODELS = ("poisson-gaussian", "gamma-poisson", "gaussian", "poi2void", "poi2void-paper")
+"""The noise models of our blind-spot network, the default first: the keys of
+`denoising.noise_models.ENGINES`."""
 
 BASELINES = ("bm3d", "n2v", "n2n", "care", "pn2v")
 """Published methods to compare with: the keys of `denoising.baselines.BASELINES`."""

@@ -48,11 +48,11 @@ def recorded(light, readout, rng):
     return np.clip(values, readout.lowest, readout.highest)
 
 
-def seen(z, mean, shape, readout):
+def seen(z, mean, shape, readout, **options):
     """Give the posterior of readings that share a prior."""
     z = torch.as_tensor(np.asarray(z, float)).reshape(1, 1, 1, -1)
     one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
-    return posterior(mean * one, shape * one, z, readout)
+    return posterior(mean * one, shape * one, z, readout, **options)
 
 
 def posterior_mean(z, mean, shape, readout):
@@ -77,7 +77,7 @@ def test_the_likelihood_is_how_often_a_simulated_camera_reads_each_value(name, m
 
 
 def brute_force(z, mean, shape, readout):
-    """Posterior mean of λ by numerical integration over λ and, with EM gain, over the amplified signal."""
+    """Posterior mean and mode of λ, integrated over λ and, with EM gain, over the amplified signal."""
     n = np.arange(250)[:, None]
     sigma, half = readout.read_variance**0.5, readout.step / 2
     if readout.excess > 1:
@@ -92,10 +92,8 @@ def brute_force(z, mean, shape, readout):
         given_n = stats.norm.cdf(z + half, n[:, 0], sigma) - stats.norm.cdf(z - half, n[:, 0], sigma)
     root = np.linspace(1e-4, 12, 3000)
     light = root**2
-    weight = (
-        root * stats.gamma.pdf(light, shape, scale=mean / shape) * (given_n @ stats.poisson.pmf(n, light))
-    )
-    return (light * weight).sum() / weight.sum()
+    density = stats.gamma.pdf(light, shape, scale=mean / shape) * (given_n @ stats.poisson.pmf(n, light))
+    return (light * root * density).sum() / (root * density).sum(), light[density.argmax()]
 
 
 @pytest.mark.parametrize(
@@ -118,9 +116,13 @@ def brute_force(z, mean, shape, readout):
     ],
 )
 @pytest.mark.parametrize(("mean", "shape"), [(1.0, 1.0), (2.0, 20.0), (30.0, 2.0), (45.0, 100.0)])
-def test_the_posterior_mean_is_that_of_brute_force_integration(name, z, mean, shape):
-    ours = posterior_mean([z], mean, shape, CAMERAS[name])[0]
-    assert ours == pytest.approx(brute_force(z, mean, shape, CAMERAS[name]), rel=0.01, abs=0.005)
+def test_posterior_mean_and_mode_are_those_of_brute_force_integration(name, z, mean, shape):
+    right_mean, right_mode = brute_force(z, mean, shape, CAMERAS[name])
+    assert posterior_mean([z], mean, shape, CAMERAS[name])[0] == pytest.approx(
+        right_mean, rel=0.01, abs=0.005
+    )
+    mode = float(seen([z], mean, shape, CAMERAS[name], mode=True).mode)
+    assert mode == pytest.approx(right_mode, rel=0.02, abs=0.02)
 
 
 def fitted(z, readout):

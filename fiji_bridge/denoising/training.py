@@ -28,12 +28,12 @@ from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel
 from fiji_bridge.denoising.optimizer import Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs
-from fiji_bridge.engines import TARGETED
+from fiji_bridge.engines import NOISE_MODELS, TARGETED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import open_stack
 
-DEFAULT_ENGINE = "gamma-poisson"
+DEFAULT_ENGINE = NOISE_MODELS[0]
 INTERVAL = 100
 """Steps between two looks at the held-out likelihood."""
 WARM_SHARE = 0.1
@@ -77,7 +77,7 @@ def train(
     *,
     targets: Any = None,
     camera: Camera | None = None,
-    engine: str = DEFAULT_ENGINE,
+    engine: str | None = None,
     max_minutes: float | None = None,
     steps: int | None = None,
     model: Model | Baseline | None = None,
@@ -112,7 +112,8 @@ def train(
         stack.
     engine
         Noise model, one of `noise_models.ENGINES`, or a published method, one of `baselines.BASELINES`, with
-        the training of its authors (`features`, `batch`, `crop` and `learning_rate` are of our network).
+        the training of its authors (`features`, `batch`, `crop` and `learning_rate` are of our network); left
+        out that of `model`, else `DEFAULT_ENGINE`.
     max_minutes
         Wall time to train for, at most; 10 if neither it nor `steps` is given.
     steps
@@ -157,6 +158,7 @@ def train(
     for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius)):
         if value is not None and value < 0:
             raise FijiBridgeError(f"{name} is {value}; give 0 or more.")
+    engine = engine or (DEFAULT_ENGINE if model is None else model.engine)
     denoiser_class(engine)
     if model is not None and model.engine != engine:
         raise FijiBridgeError(

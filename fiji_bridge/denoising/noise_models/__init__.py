@@ -21,5 +21,5 @@ __all__ = [
 ]
 
 ENGINES: dict[str, type[NoiseModel]] = {
-    kind.engine: kind for kind in (GammaPoisson, PoissonGaussian, Gaussian, Poi2Void, Poi2VoidPaper)
+    kind.engine: kind for kind in (PoissonGaussian, GammaPoisson, Gaussian, Poi2Void, Poi2VoidPaper)
 }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Self
 
 import torch
@@ -21,6 +21,10 @@ QUIET = 0.1
 """Noise [photons] below which a reading is the number of electrons itself, whole or not."""
 EM_QUIET = 0.05
 """Least noise behind EM gain [photons]: without any, a pixel with no electron would be infinitely sure."""
+MODE_STEPS = 100
+"""Steps to the posterior's maximum."""
+DARK = 1e-9
+"""Light [photons] below which the maximum is at none."""
 PIXELS_AT_ONCE = 2**17
 """Pixels to estimate together, each with all its numbers of electrons."""
 
@@ -47,7 +51,6 @@ class PoissonGaussian(GammaPoisson):
     """
 
     engine: ClassVar[str] = "poisson-gaussian"
-    estimators: ClassVar[tuple[str, ...]] = ("mean", "prior")
 
     def prior(self, outputs: Tensor, readout: Readout) -> tuple[Tensor, Tensor]:
         """Mean of the Gamma prior of λ [photons], whatever the readout, and its shape α, as float64."""
@@ -67,11 +70,12 @@ class PoissonGaussian(GammaPoisson):
         return -posterior(*self.prior(outputs, readout), photons, readout).log_evidence
 
     def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
-        """Posterior mean, or the prior's mean (``prior``)."""
+        """Posterior mean, the posterior's maximum (``map``) or the prior's mean (``prior``)."""
         mean, shape = self.prior(outputs, readout)
-        if estimator == "mean":
-            mean = (shape + _in_parts(mean, shape, photons, readout).electrons) / (shape / mean + 1)
-        return mean.expand_as(photons).float()
+        if estimator == "prior":
+            return mean.expand_as(photons).float()
+        seen = _in_parts(mean, shape, photons, readout, mode=estimator == "map")
+        return (seen.mode if estimator == "map" else (shape + seen.electrons) / (shape / mean + 1)).float()
 
     def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
         """Share of the prior in the variance."""
@@ -96,11 +100,15 @@ class PoissonGaussian(GammaPoisson):
 
 @dataclass(frozen=True)
 class Posterior:
-    """What a reading says: log p(z), E[n|z], and the reading itself, or what clipping hid of it."""
+    """What a reading says: log p(z), E[n|z], the reading itself, or what clipping hid of it.
+
+    `mode` is the most probable λ, 0 unless asked for.
+    """
 
     log_evidence: Tensor
     electrons: Tensor
     unclipped: Tensor
+    mode: Tensor
 
 
 @dataclass(frozen=True)
@@ -118,22 +126,26 @@ class _Nodes:
     unclipped: Tensor
 
 
-def _in_parts(mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout) -> Posterior:
+def _in_parts(
+    mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout, *, mode: bool = False
+) -> Posterior:
     """Give `posterior` of many pixels, some at a time."""
     variance = torch.as_tensor(readout.read_variance).expand_as(photons).flatten()
     values = (mean.expand_as(photons).flatten(), shape.expand_as(photons).flatten(), photons.flatten())
     parts = [
-        posterior(prior, width, z, replace(readout, read_variance=noise))
+        posterior(prior, width, z, replace(readout, read_variance=noise), mode=mode)
         for prior, width, z, noise in zip(
             *(v.split(PIXELS_AT_ONCE) for v in (*values, variance)), strict=True
         )
     ]
-    names = ("log_evidence", "electrons", "unclipped")
-    joined = (torch.cat([getattr(part, name) for part in parts]).view_as(photons) for name in names)
-    return Posterior(*joined)
+    return Posterior(
+        *(torch.cat([getattr(p, f.name) for p in parts]).view_as(photons) for f in fields(Posterior))
+    )
 
 
-def posterior(mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout) -> Posterior:
+def posterior(
+    mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout, *, mode: bool = False
+) -> Posterior:
     """Sum over the electrons that a reading can come from; gradients go to the prior alone."""
     size = photons.shape
     variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
@@ -148,10 +160,27 @@ def posterior(mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout) ->
     share = log.detach().softmax(0)
     electrons, unclipped = ((share * values).sum(0).double() for values in (nodes.number, nodes.unclipped))
     unclipped = torch.where(_hidden(z, readout), unclipped, z)
-    result = Posterior(first + log.logsumexp(0), electrons, unclipped)
+    peak = _mode(nodes.number, share, mean, shape) if mode else torch.zeros_like(z)
+    result = Posterior(first + log.logsumexp(0), electrons, unclipped, peak)
     if readout.highest < math.inf:
-        result = _with_saturated(result, mean, shape, z, variance, readout)
-    return Posterior(*(part.view(size) for part in (result.log_evidence, result.electrons, result.unclipped)))
+        result = _with_saturated(result, mean, shape, z, variance, readout, mode)
+    return Posterior(*(getattr(result, f.name).view(size) for f in fields(Posterior)))
+
+
+@torch.no_grad()
+def _mode(number: Tensor, share: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
+    """Climb from the posterior's mean to its maximum.
+
+    n electrons leave a Gamma distribution of λ, of shape α + n and rate α/m + 1. At the maximum of their
+    mixture λ is the average of their modes, weighted by their densities there.
+    """
+    rate, grown = shape / mean + 1, (shape + number).double()
+    log = share.double().log() + grown * rate.log() - torch.lgamma(grown)
+    light = (share * grown).sum(0) / rate
+    for _ in range(MODE_STEPS):
+        here = (log + grown * light.log()).softmax(0)
+        light = ((here * (grown - 1)).sum(0) / rate).clamp(min=DARK)
+    return torch.where(light > DARK, light, 0.0)
 
 
 def _hidden(z: Tensor, readout: Readout) -> Tensor:
@@ -278,7 +307,13 @@ def _many_amplified(z: Tensor, noise: Tensor, number: Tensor) -> Tensor:
 
 
 def _with_saturated(
-    result: Posterior, mean: Tensor, shape: Tensor, z: Tensor, variance: Tensor, readout: Readout
+    result: Posterior,
+    mean: Tensor,
+    shape: Tensor,
+    z: Tensor,
+    variance: Tensor,
+    readout: Readout,
+    mode: bool,
 ) -> Posterior:
     """Put in the pixels at the upper end of the range: p is the probability of all that lies beyond."""
     (at,) = torch.nonzero(z >= readout.highest - _tolerance(readout.highest, readout), as_tuple=True)
@@ -294,6 +329,7 @@ def _with_saturated(
         put(result.log_evidence, log.logsumexp(0)),
         put(result.electrons, (share * number).sum(0)),
         put(result.unclipped, (share * unclipped).sum(0)),
+        put(result.mode, _mode(number, share, mean, shape)) if mode else result.mode,
     )
 
 
