@@ -260,7 +260,7 @@ def test_noise2noise_learns_from_targets_when_given():
         ({"engine": "n2v", "targets": np.ones((1, 40, 40))}, "'n2v' trains without targets"),
         ({"engine": "gamma-poisson", "targets": np.ones((1, 40, 40))}, "trains without targets"),
         ({"engine": "n2n", "targets": np.ones((1, 40, 41))}, r"shapes \[\(1, 40, 41\)\].*\[\(1, 40, 40\)\]"),
-        ({"engine": "n3v"}, "there are gamma-poisson.*bm3d, n2v, n2n, care, pn2v"),
+        ({"engine": "n3v"}, "there are poisson-gaussian.*bm3d, n2v, n2n, care, pn2v"),
     ],
 )
 def test_what_an_engine_cannot_work_with_is_said_in_one_sentence(settings, sentence, monkeypatch):

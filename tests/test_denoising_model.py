@@ -95,7 +95,7 @@ def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
         other: "no model of fiji-bridge",
         rewritten(
             saved, engine=json.dumps("gauss")
-        ): "asks for the denoising engine 'gauss'; there are gamma-poisson",
+        ): "asks for the denoising engine 'gauss'; there are poisson-gaussian",
     }
     for path, sentence in cases.items():
         with pytest.raises(FijiBridgeError, match=sentence) as error:

@@ -216,7 +216,7 @@ def test_held_out_pixels_never_count_in_training():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"engine": "gauss"}, "no denoising engine|there are gamma-poisson"),
+        ({"engine": "gauss"}, "no denoising engine|there are poisson-gaussian"),
         ({"max_minutes": 0}, "max_minutes is 0"),
         ({"steps": -1}, "steps is -1"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
