@@ -2,10 +2,10 @@
 
 FMDD's confocal BPAE nuclei (Zhang et al. 2019), 50 captures of two fields of view. Noise regimes NR1 to NR5
 are averages of 1, 2, 4, 8 and 16 captures. Each method is trained on all averages of field of view 1 in a
-regime and used on three averages of field of view 19 in the same regime, spread over the recording, because its
-cells brighten by 15% from the first capture to the last; n2n has other averages of field
-of view 1 as targets and care, the supervised U-Net, its average of 50. The camera is estimated from single
-captures of field of view 1, and the averages have as many times its photons per A/D count.
+regime and used on three averages of field of view 19 in the same regime, spread over the recording, because
+its cells brighten by 15% from the first capture to the last. n2n has other averages of field of view 1 as
+targets and care, the supervised U-Net, its average of 50. The camera is estimated from single captures of
+field of view 1, and the averages have as many times its photons per A/D count.
 
 `psnr_db` is against the average of all 50 captures, as published; `psnr_apart_db` against the average of the
 captures that are not in the image scored. Rows named `METHOD from mice` were trained on the mice of FMDD's
