@@ -182,6 +182,9 @@ def build_parser() -> Parser:
         metavar="PIXELS",
         help="how far pixels share noise; left out: measured, 0 for the raw data of most cameras",
     )
+    sub.add_argument(
+        "--steps", type=count, metavar="N", help="train for at most N steps; alone, it repeats exactly"
+    )
     training(sub)
 
     sub = command(
@@ -355,6 +358,7 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
         model=arguments.model and fiji_bridge.load_model(arguments.model),
         neighbours=arguments.neighbours,
         blind_radius=arguments.blind_radius,
+        steps=arguments.steps,
         max_minutes=arguments.max_minutes,
         device=arguments.device,
         seed=arguments.seed,
