@@ -54,7 +54,8 @@ class Cells:
         row = dict(zip(self._keys, self._name, strict=True)) | values
         row |= {"hardware": hardware(), "command": "python " + shlex.join(relative(sys.argv))}
         with FileLock(self.path.with_suffix(".lock")):  # others may fill other cells
-            self._rows = [*self._read(), row]
+            others = [other for other in self._read() if any(other[key] != row[key] for key in self._keys)]
+            self._rows = [*others, row]
             self._write()
         self._print(row)
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import fiji_bridge
 from fiji_bridge.engines import ENGINES, ESTIMATORS, TARGETED, UNTRAINED
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import check_target, jsonable
+from fiji_bridge.files import check_model_target, check_target, jsonable
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
@@ -202,6 +202,7 @@ def build_parser() -> Parser:
     camera(sub)
     sub.add_argument("--estimator", default=ESTIMATORS[0], choices=ESTIMATORS, help="default: posterior mean")
     sub.add_argument("--device", help="cuda or cpu; left out: CUDA when present")
+    sub.add_argument("--fast", action="store_true", help="three times as fast on a CPU, some 0.03 dB less")
 
     sub = command("localize", run_localize, "Detect and localize molecules; writes a ThunderSTORM CSV.")
     stacks(sub)
@@ -300,7 +301,8 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
 
 def check_output(stack: Sequence[str], out: Path, *, folder: bool = False) -> None:
     """Stop before the work if its output could not be written or would replace the recording."""
-    if any(out.resolve() == Path(path).resolve() for path in stack):
+    given, target = {Path(path).resolve() for path in stack}, out.resolve()
+    if target in given or (target.exists() and given.intersection(target.parents)):
         raise FijiBridgeError(f"--out {out} is the input itself; name another file to keep the recording.")
     if not folder:
         check_target(out)
@@ -344,9 +346,10 @@ def camera_of(arguments: argparse.Namespace) -> Any:
 
 def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Train a model and write it."""
-    check_output(arguments.stack, arguments.out)
+    check_output([*arguments.stack, *(arguments.targets or [])], arguments.out)
     camera = camera_of(arguments)
     stacks = [opened(source, arguments) for source in sources(arguments)]
+    check_model_target(arguments.out)
     targets = arguments.targets and [
         opened(source, arguments) for source in sources(arguments, arguments.targets)
     ]
@@ -355,7 +358,7 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
         targets=targets,
         camera=camera,
         engine=arguments.engine,
-        model=arguments.model and fiji_bridge.load_model(arguments.model),
+        model=None if arguments.model is None else fiji_bridge.load_model(arguments.model),
         neighbours=arguments.neighbours,
         blind_radius=arguments.blind_radius,
         steps=arguments.steps,
@@ -379,7 +382,7 @@ def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
 def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Denoise one stack, or each of a batch."""
     camera = camera_of(arguments)
-    trained = fiji_bridge.load_model(arguments.model) if arguments.model else None
+    trained = None if arguments.model is None else fiji_bridge.load_model(arguments.model)
 
     def one(source: Any, out: Path) -> Result:
         stack = opened(source, arguments)
@@ -390,6 +393,7 @@ def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
             estimator=arguments.estimator,
             out=out,
             device=arguments.device,
+            fast=arguments.fast,
             progress=bar,
         )
         shape = dict(zip(map(str, denoised.dims), denoised.shape, strict=True))

@@ -81,6 +81,19 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def check_model_target(path: str | os.PathLike[str]) -> Path:
+    """Make sure that a model can be written to `path`, and that it does not take a recording's place.
+
+    Raises
+    ------
+    FijiBridgeError
+        As `check_target`, and if the name does not end in .safetensors.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise FijiBridgeError(f"{path} is no name for a model; let it end in .safetensors.")
+    return check_target(path)
+
+
 def _replaceable(folder: Path) -> bool:
     """Tell a Zarr store, or an empty folder, from one that only has the name of a store."""
     metadata = ("zarr.json", ".zgroup", ".zarray")

@@ -129,3 +129,17 @@ def test_balancing_keeps_the_mean():
 
 def test_engines_are_registered_by_name():
     assert ENGINES[GammaPoisson.engine] is GammaPoisson
+
+
+@pytest.mark.parametrize("engine", ["poisson-gaussian", "gamma-poisson", "gaussian", "poi2void"])
+def test_the_prior_says_the_same_light_whatever_camera_records_it(engine):
+    photons = np.random.default_rng(0).poisson(20, 4096).astype(np.float32)
+    noise = ENGINES[engine].fit(photons, 1.0, 0.0)
+    outputs = torch.randn(2, noise.outputs, 3, 4, generator=torch.Generator().manual_seed(0))
+    seen = torch.full((2, 1, 3, 4), 20.0)
+    map_ = torch.tensor([0.0, 400.0, 1.0, 4.0]).expand(2, 1, 3, 4)
+    light = noise.estimate(outputs, seen, Readout(), "prior")
+    for readout in (Readout(2.0, 0.01), Readout(1.0, 4.0), Readout(1.0, map_)):
+        assert noise.estimate(outputs, seen, readout, "prior").numpy() == pytest.approx(
+            light.numpy(), rel=1e-4, abs=1e-4
+        )

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import denoise, train
@@ -123,6 +123,40 @@ def test_posterior_mean_and_mode_are_those_of_brute_force_integration(name, z, m
     )
     mode = float(seen([z], mean, shape, CAMERAS[name], mode=True).mode)
     assert mode == pytest.approx(right_mode, rel=0.02, abs=0.02)
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0])
+@pytest.mark.parametrize("z", [-20.0, 0.0, 60.0, 1000.0])
+@pytest.mark.parametrize(("mean", "shape"), [(10.0, 1.0), (10.0, 100.0), (0.1, 0.3), (500.0, 50.0)])
+def test_a_hot_or_dead_pixel_far_from_its_prior_has_the_exact_posterior(z, mean, shape, step):
+    n, sigma = np.arange(4000.0), 1.5
+    log = stats.nbinom.logpmf(n, shape, shape / (shape + mean))
+    if step:
+        away, half = -np.abs(z - n) / sigma, step / 2 / sigma
+        above, below = stats.norm.logcdf(away + half), stats.norm.logcdf(away - half)
+        log += above + np.log(-np.expm1(below - above))
+    else:
+        log += stats.norm.logpdf(z, n, sigma)
+    evidence = special.logsumexp(log)
+    found = seen([z], mean, shape, Readout(1.0, sigma**2, step=step))
+    assert float(found.log_evidence) == pytest.approx(evidence, rel=1e-3, abs=0.01)
+    assert float(found.electrons) == pytest.approx((n * np.exp(log - evidence)).sum(), rel=0.005, abs=0.01)
+
+
+@pytest.mark.parametrize("z", [0.5, 50.0, 400.0])
+@pytest.mark.parametrize(("mean", "shape"), [(10.0, 1.0), (10.0, 100.0), (500.0, 50.0)])
+def test_so_it_has_behind_em_gain(z, mean, shape):
+    n, sigma = np.arange(1, 1500)[:, None], 0.2
+    x = np.linspace(max(0.0, z - 8 * sigma), z + 8 * sigma, 2001)
+    amplified = stats.norm.logpdf(z, x, sigma) + stats.gamma.logpdf(np.maximum(x, 1e-12), n)
+    given_n = special.logsumexp(amplified, axis=1) + np.log(x[1] - x[0])
+    log = np.append(stats.norm.logpdf(z, 0, sigma), given_n)
+    log += stats.nbinom.logpmf(np.arange(1500), shape, shape / (shape + mean))
+    evidence = special.logsumexp(log)
+    expected = (np.arange(1500) * np.exp(log - evidence)).sum()
+    found = seen([z], mean, shape, Readout(2.0, sigma**2))
+    assert float(found.log_evidence) == pytest.approx(evidence, abs=0.05)
+    assert float(found.electrons) == pytest.approx(expected, rel=0.01, abs=0.01)
 
 
 def fitted(z, readout):

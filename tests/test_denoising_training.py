@@ -218,6 +218,11 @@ def test_held_out_pixels_never_count_in_training():
     [
         ({"engine": "gauss"}, "no denoising engine|there are poisson-gaussian"),
         ({"max_minutes": 0}, "max_minutes is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"batch": 0}, "batch is 0"),
+        ({"blind_radius": 40}, "blind_radius is 40"),
+        ({"engine": "bm3d", "neighbours": 2}, "has no option neighbours"),
+        ({"model": "confocal"}, "'confocal' is no model"),
         ({"steps": -1}, "steps is -1"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
     ],
@@ -276,3 +281,26 @@ def test_neighbouring_frames_help_where_the_scene_stays():
 def test_a_single_image_has_no_neighbours():
     with pytest.raises(FijiBridgeError, match="single frame"):
         train(recorded(spots(frames=1), PHOTONS), camera=PHOTONS, steps=2, neighbours=1, **SMALL)
+
+
+def test_hot_pixels_leave_the_rest_of_the_image_as_bright_as_it_is():
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:32, :32]
+    light = 6 + 20 * np.exp(-((y - 12) ** 2 + (x - 15) ** 2) / 30)
+    raw = np.round(rng.poisson(light, (4, 32, 32)) + rng.normal(100, 1.5, (4, 32, 32))).astype(np.uint16)
+    raw[1, 5, 5], raw[2, 20, 25] = 6000, 30000
+    camera = Camera(offset=100.0, photons_per_adu=1.0, read_noise=1.5)
+    model = train(raw, camera=camera, steps=60, features=(16, 16))
+    assert model.noise.scale == pytest.approx(1, abs=0.05)
+    far = np.ones(raw.shape, bool)
+    far[1, 3:8, 3:8] = far[2, 18:23, 23:28] = False
+    denoised = denoise(raw, model).to_numpy()
+    assert denoised[far].mean() == pytest.approx(raw[far].mean(), rel=0.02)
+
+
+def test_a_sample_is_no_larger_than_asked_however_many_planes_there_are():
+    planes = np.random.default_rng(0).poisson(9, (12, 40, 40)).astype(np.uint16)
+    stacks = [open_stack(plane[None]) for plane in planes]
+    pool = CropPool(stacks, PHOTONS, torch.device("cpu"), np.random.default_rng(0), 32, silent)
+    assert sum(batch.photons.numel() for batch in pool.sample(4 * 40 * 40)) == 4 * 40 * 40
+    assert len(pool.sample(1)) == 1

@@ -24,6 +24,8 @@ LOW_SIGNAL = 0.3
 HELD_OUT = 0.05
 """Share of the pixels that is kept apart, in at most `BLOCKS` blocks."""
 BLOCKS = 12
+SAMPLED_SIDE = 512
+"""Most of a frame that a sample shows [pixels]."""
 SMALLEST = 16
 """Side of the smallest image to train on [pixels]."""
 
@@ -133,17 +135,21 @@ class CropPool:
         return self._batch(crops)
 
     def sample(self, pixels: int) -> list[Batch]:
-        """Give whole frames spread over the data, at most some `pixels` but one frame of each group."""
+        """Give frames spread over the data, at most some `pixels` but one frame, large ones in part."""
+        every = [(group, frame) for group, frames in enumerate(self._photons) for frame in range(len(frames))]
+        number = min(len(every), max(1, pixels // min(self._photons[0][0].numel(), SAMPLED_SIDE**2)))
         batches = []
-        for photons, counts, variance in zip(self._photons, self._counts, self._variance, strict=True):
-            number = min(len(photons), max(1, pixels // len(self._photons) // photons[0].numel()))
-            for frame in np.linspace(0, len(photons) - 1, number).astype(int):
-                images = (*self._around(photons, frame), counts[frame].float(), variance)
-                batches.append(self._batch([torch.stack(images)]))
+        for place in np.linspace(0, len(every) - 1, number).astype(int):
+            group, frame = every[place]
+            starts = (max(0, (side - SAMPLED_SIDE) // 2) for side in self._photons[group].shape[1:])
+            middle = tuple(slice(start, start + SAMPLED_SIDE) for start in starts)
+            batches.append(self._batch([self._window(group, frame, middle)]))
         return batches
 
     def _cut(self, group: int, frame: int, top: int, left: int, side: int) -> Tensor:
-        window = (slice(top, top + side), slice(left, left + side))
+        return self._window(group, frame, (slice(top, top + side), slice(left, left + side)))
+
+    def _window(self, group: int, frame: int, window: tuple[slice, ...]) -> Tensor:
         images = (
             *self._around(self._photons[group], frame),
             self._counts[group][frame],

@@ -112,7 +112,7 @@ class Model(Denoiser):
     network
         The network, on the CPU.
     noise
-        The noise model: one of `likelihood.ENGINES`, with its constants.
+        The noise model: one of `noise_models.ENGINES`, with its constants.
     camera
         From A/D counts to photons; what `denoise` assumes unless told otherwise. None in a model for any
         camera, as those that ship are: then `denoise` estimates the stack's.

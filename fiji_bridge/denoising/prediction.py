@@ -21,6 +21,7 @@ from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
 
 TILE = 512
 """Side of the tiles that large frames are cut into [pixels], without their halo."""
+SMALLEST_TILE = 8
 PIXELS_AT_ONCE = 2**19
 """Pixels that go through the network together."""
 
@@ -73,13 +74,17 @@ def denoise(
     FijiBridgeError
         If the model lacks the estimator, the camera does not fit the frames, or `out` cannot be written.
     """
+    if not isinstance(model, (Model, Baseline)):
+        raise FijiBridgeError(f"{model!r} is no model; give what train or load_model returned.")
+    if tile < SMALLEST_TILE:
+        raise FijiBridgeError(f"tile is {tile}; give at least {SMALLEST_TILE} pixels.")
     if estimator not in model.estimators:
         raise FijiBridgeError(
             f"The model's engine {model.engine!r} has no estimator {estimator!r}; choose from"
             f" {', '.join(model.estimators)}."
         )
     progress = progress or silent
-    opened = stack if isinstance(stack, xr.DataArray) else open_stack(stack)
+    opened = open_stack(stack)
     camera = model.assumed_camera or camera or model.camera
     camera = camera or estimate_camera(opened, progress=progress).camera
     where = choose_device(device)

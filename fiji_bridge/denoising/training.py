@@ -46,6 +46,8 @@ TOLERANCE = 0.02
 """Nats a pixel by which a sound network may lose to the trivial predictor: on flat data none can win."""
 BALANCED_PIXELS = 2**20
 """Pixels on which the mean of the denoised data is made that of the raw."""
+OUTLIER = 10.0
+"""Standard deviations of a hot or dead pixel, which the mean of the data leaves out."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +162,20 @@ def train(
             raise FijiBridgeError(f"{name} is {value}; give 0 or more.")
     engine = engine or (DEFAULT_ENGINE if model is None else model.engine)
     denoiser_class(engine)
+    if model is not None and not isinstance(model, (Model, Baseline)):
+        raise FijiBridgeError(f"{model!r} is no model to go on from; give what train or load_model returned.")
     if model is not None and model.engine != engine:
         raise FijiBridgeError(
             f"The model to go on from is of engine {model.engine!r}, not {engine!r}; name its engine."
         )
     if model is not None and not isinstance(model, Model):
         raise FijiBridgeError(f"A model of engine {engine!r} cannot be trained further; leave the model out.")
+    _check_shape(engine, model, neighbours, blind_radius)
+    for name, value in (("batch", batch), ("crop", crop), ("learning_rate", learning_rate)):
+        if not value > 0:
+            raise FijiBridgeError(f"{name} is {value}; give a positive number.")
+    if not 0 <= seed < 2**63:
+        raise FijiBridgeError(f"The seed is {seed}; give 0 or a positive number.")
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
     where = choose_device(device)
@@ -194,6 +204,11 @@ def train(
     steps = steps or 20_000
     schedule = Schedule(steps, max_minutes, batch, learning_rate, warm_up=min(100, 1 + steps // 10))
     pool = CropPool(opened, camera, where, np.random.default_rng(seed), crop, progress, neighbours)
+    if 2 * blind_radius >= pool.crop:
+        raise FijiBridgeError(
+            f"blind_radius is {blind_radius}, and crops are {pool.crop} pixels across; give less than half"
+            " of that."
+        )
     if model is not None:
         noise = model.noise
     else:
@@ -413,30 +428,62 @@ def _trivial_nll(noise: NoiseModel, pool: CropPool, blind_radius: int) -> float:
 def _balance(
     network: BlindSpotNetwork, noise: NoiseModel, pool: CropPool, progress: Progress
 ) -> tuple[NoiseModel, float]:
-    """Make the mean of the denoised data that of the raw; give their ratio on held-out pixels."""
-    batches = [*pool.sample(BALANCED_PIXELS), pool.held_out]
+    """Make the mean of the denoised data that of the raw; give their ratio on held-out pixels.
+
+    Pixels that no light and noise explain, hot or dead ones, do not count.
+    """
+    batches = [*pool.sample(2 * BALANCED_PIXELS // noise.outputs), pool.held_out]
     rows: list[tuple[Tensor, ...]] = []
     for done, batch in enumerate(batches):
         progress("Balancing the mean", done, len(batches))
-        outputs = symmetric_outputs(network, noise.normalize(batch.seen)).movedim(1, -1).flatten(0, 2)
+        outputs = symmetric_outputs(network, noise.normalize(batch.seen))
+        known = batch.counts.bool() if batch is pool.held_out else torch.ones_like(batch.counts).bool()
+        usual = (known & ~_outliers(noise, outputs, batch)).flatten()
         variance = torch.as_tensor(batch.readout.read_variance).expand_as(batch.photons)
-        pixels = (batch.photons.flatten(), variance.flatten(), batch.counts.flatten())
-        rows.append((outputs[..., None, None], *(values[:, None, None, None] for values in pixels)))
-    # All pixels in a row, as images of one pixel.
-    outputs, photons, variance, _ = (torch.cat(part) for part in zip(*rows[:-1], strict=True))
+        # All pixels in a row, as images of one pixel.
+        columns = [outputs.movedim(1, -1).flatten(0, 2)[..., None, None]]
+        columns += [values.flatten()[:, None, None, None] for values in (batch.photons, variance)]
+        rows.append(tuple(column[usual] for column in columns))
+    outputs, photons, variance = (torch.cat(part) for part in zip(*rows[:-1], strict=True))
     balanced = noise.balanced(outputs, photons, replace(pool.readout, read_variance=variance))
-    outputs, photons, variance, counts = rows[-1]
+    outputs, photons, variance = rows[-1]
     denoised = balanced.estimate(
         outputs, photons, replace(pool.readout, read_variance=variance), balanced.estimators[0]
     )
-    return balanced, float((denoised * counts).double().sum() / (photons * counts).double().sum())
+    return balanced, float(denoised.double().sum() / photons.double().sum())
+
+
+def _outliers(noise: NoiseModel, outputs: Tensor, batch: Batch) -> Tensor:
+    """Find pixels further from what their surroundings say than `OUTLIER` of its standard deviations."""
+    expected = noise.estimate(outputs, batch.photons, batch.readout, "prior")
+    variance = batch.readout.excess * expected.clamp(min=0) + batch.readout.read_variance
+    variance = variance / (1 - noise.weight(outputs, batch.readout)).clamp(min=1e-3)
+    return (batch.photons - expected).square() > OUTLIER**2 * variance
 
 
 def _open(stacks: Any) -> list[xr.DataArray]:
     several = (
         isinstance(stacks, (list, tuple)) and stacks and all(isinstance(s, xr.DataArray) for s in stacks)
     )
-    return list(stacks) if several else [stacks if isinstance(stacks, xr.DataArray) else open_stack(stacks)]
+    return [open_stack(stack) for stack in (stacks if several else [stacks])]
+
+
+def _check_shape(
+    engine: str, model: Model | Baseline | None, neighbours: int, blind_radius: int | None
+) -> None:
+    """Refuse what the network shall see where that is not free to choose."""
+    fixed = model.network if isinstance(model, Model) else None
+    asked = (("neighbours", neighbours or None), ("blind_radius", blind_radius))
+    for name, value in asked:
+        if value is None:
+            continue
+        if engine in BASELINES:
+            raise FijiBridgeError(f"The engine {engine!r} has no option {name}; leave it out.")
+        known = value if fixed is None else getattr(fixed, name)
+        if known != value:
+            raise FijiBridgeError(
+                f"The model to go on from has {name}={known}, not {value}; leave that option out."
+            )
 
 
 def _check_targets(engine: str, stacks: list[xr.DataArray], targets: list[xr.DataArray] | None) -> None:

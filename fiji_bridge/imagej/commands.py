@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fiji_bridge.camera import Camera
 from fiji_bridge.engines import ENGINES, ESTIMATORS
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import check_target
+from fiji_bridge.files import check_model_target, check_target
 from fiji_bridge.macro_options import format_options, parse_options
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import open_stack
@@ -259,7 +259,7 @@ def _required(values: Mapping[str, Any], key: str, what: str) -> Path:
 def _train(values: Mapping[str, Any], image: "xr.DataArray", title: str, progress: Progress) -> Result:
     import fiji_bridge
 
-    out = check_target(_required(values, "output", "path of the model file to write"))
+    out = check_model_target(_required(values, "output", "path of the model file to write"))
     movie, _ = _as_movie(image)
     model = fiji_bridge.train(
         movie,

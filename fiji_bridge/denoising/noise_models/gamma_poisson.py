@@ -73,7 +73,9 @@ class GammaPoisson:
         middle, half = 0.5 * (LOG_SHAPE[1] + LOG_SHAPE[0]), 0.5 * (LOG_SHAPE[1] - LOG_SHAPE[0])
         start = 2 * np.log(max(self.center / 2, 0.5))  # a prior as wide as the noise
         shape = (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
-        # How much noisier a pixel is than the quietest is known, not learnt; the prior's width stays.
+        # What another camera changes, or a pixel noisier than the quietest, is known, not learnt; the width
+        # of the prior of λ stays.
+        mean = mean * (self.excess / readout.excess)
         extra = (readout.read_variance / readout.excess - self.floor) / readout.excess
         noisier = (1 + extra / mean).clamp(min=1e-3)
         return mean * noisier, shape * noisier.square()
@@ -105,7 +107,7 @@ class GammaPoisson:
 
         def imbalance(model: Self) -> tuple[Tensor, Tensor]:
             mean, _ = model.prior(outputs, readout)
-            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / self.excess
+            missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / readout.excess
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
         return scaled(self, imbalance)

@@ -27,7 +27,7 @@ class Poi2Void:
     Attributes
     ----------
     top
-        The largest λ [photons of `poisson_like`].
+        The largest λ [photons].
     """
 
     engine: ClassVar[str] = "poi2void"
@@ -40,8 +40,7 @@ class Poi2Void:
     @classmethod
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "Poi2Void":
         """Cover the data."""
-        top = float(np.max(photons) + read_variance / excess) / excess
-        return cls(max(top, 4.0))
+        return cls(max(float(np.max(photons)), 4.0))
 
     def constants(self) -> dict[str, Any]:
         """Keyword arguments of this class."""
@@ -56,9 +55,9 @@ class Poi2Void:
         return photons / self.top
 
     def _log_likelihood(self, photons: Tensor, readout: Readout) -> Tensor:
-        values = self.values(photons.device)
+        expected = poisson_like(self.values(photons.device), readout).float()
         y = poisson_like(photons, readout).clamp(min=0).float()
-        return y * values.log() - values - torch.lgamma(y + 1)
+        return y * expected.log() - expected - torch.lgamma(y + 1)
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Equation 4."""
@@ -80,14 +79,14 @@ class Poi2Void:
             result = values.flatten()[log.argmax(1, keepdim=True)]
         else:
             result = (log.softmax(1) * values).sum(1, keepdim=True)
-        return (result.double() * readout.excess - readout.read_variance / readout.excess).float()
+        return result.expand_as(photons)
 
     def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
         """Give the share that a prior of the same mean and variance would leave to the pixel."""
         prior, values = outputs.double().softmax(1), self.values(outputs.device)
         mean = (prior * values).sum(1, keepdim=True)
         variance = (prior * values.square()).sum(1, keepdim=True) - mean.square()
-        return variance / (variance + mean)
+        return variance / (variance + readout.excess * mean + readout.read_variance)
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Poi2Void":
         """Leave it: it has nothing to scale."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
-from torch.special import erfc, gammainc, gammaincc, log_ndtr
+from torch.special import gammainc, gammaincc, log_ndtr
 
 from fiji_bridge.denoising.noise_models.gamma_poisson import LOG_SHAPE, GammaPoisson, negative_binomial_nll
 from fiji_bridge.denoising.noise_models.protocol import Readout, scaled
@@ -21,6 +21,10 @@ QUIET = 0.1
 """Noise [photons] below which a reading is the number of electrons itself, whole or not."""
 EM_QUIET = 0.05
 """Least noise behind EM gain [photons]: without any, a pixel with no electron would be infinitely sure."""
+NEGLIGIBLE = 12.0
+"""How much less probable than the most probable is left out [nats]."""
+BISECTIONS = 24
+"""Halvings in search of the most probable number of electrons."""
 MODE_STEPS = 100
 """Steps to the posterior's maximum."""
 DARK = 1e-9
@@ -151,10 +155,8 @@ def posterior(
     variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
     mean, shape, z = mean.expand(size).flatten(), shape.expand(size).flatten(), photons.flatten().double()
     with torch.no_grad():
-        if readout.excess > 1:
-            nodes = _em_readout(z, variance, readout)
-        else:
-            nodes = _plain_readout(z, variance, readout, _most_electrons(mean, shape))
+        read = _em_readout if readout.excess > 1 else _plain_readout
+        nodes = read(z, variance, readout, mean, shape)
     first = -negative_binomial_nll(nodes.number[0].double(), mean, shape)
     log = _log_counts(nodes, mean, shape) + nodes.log_readout
     share = log.detach().softmax(0)
@@ -223,11 +225,33 @@ def _most_electrons(mean: Tensor, shape: Tensor) -> Tensor:
     return mean + 6 * (mean + mean.square() / shape).sqrt() + 8 * (mean / shape + 1)
 
 
-def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, largest: Tensor) -> _Nodes:
-    """R(z|n) without EM gain: normal around n, rounded to the step, cut off at the lower end.
+def _around_peak(
+    data: Callable[[Tensor], Tensor],
+    width: Callable[[Tensor], Tensor],
+    most: Tensor,
+    prior: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Give the numbers of electrons between which the posterior lies.
 
-    `largest` is the most electrons that the prior allows; where it is far below the reading, the sum moves.
+    Its logarithm climbs by `data` of n, the readout's share, and by log((α + n)m/((n + 1)(α + m)), the
+    prior's, until both cancel, somewhere between 0 and `most`. `width` of n is the readout's variance there.
     """
+    mean, shape = prior
+    tail = mean.log() - (shape + mean).log()
+    low, high = torch.zeros_like(most), most
+    for _ in range(BISECTIONS):
+        n = (low + high) / 2
+        rising = data(n) + tail + torch.log((shape + n) / (n + 1)) > 0
+        low, high = torch.where(rising, n, low), torch.where(rising, high, n)
+    sharper = (1 / (low + 1) - 1 / (low + shape)).clamp(min=0)
+    reach = REACH / (1 / width(low) + sharper).sqrt()
+    # From a peak at 0 it may fall faster than the readout alone would.
+    fall = -(data(low) + tail + torch.log((shape + low) / (low + 1)).clamp(min=0))
+    return low - reach, low + torch.minimum(reach, 3 + NEGLIGIBLE / fall.clamp(min=1e-3))
+
+
+def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, shape: Tensor) -> _Nodes:
+    """R(z|n) without EM gain: normal around n, rounded to the step, cut off at the lower end."""
     step = readout.step
     noise = (variance + step**2 / 12).sqrt()
     loudest = float(noise.max())
@@ -235,10 +259,14 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, largest: Tenso
         density = torch.full_like(z, math.log(step or 1.0))[None]
         return _Nodes(z[None], density[:0].float(), density, z[None])
     noise = noise.clamp(min=QUIET)
+    square = noise.square()
+    climb = (shape * mean / (shape + mean)).log().clamp(min=0)  # the prior's, at most
+    first, last = _around_peak(
+        lambda n: (z - n) / square, lambda n: square, z.clamp(min=0) + square * climb + 1, (mean, shape)
+    )
     hidden = _hidden(z, readout)
-    first = torch.minimum(z - REACH * noise, largest - 1.4 * REACH * noise)
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
-    last = torch.minimum(z + REACH * noise, largest).clamp(min=0)
+    last = last.clamp(min=0)
     most = min(NODES, math.ceil(2.4 * REACH * loudest) + 3)
     number, gap, stands_for = _spread(first, last, most)
     sigma = (noise.square() - step**2 / 12).clamp(min=(QUIET / 2) ** 2).sqrt().float()
@@ -255,9 +283,9 @@ def _log_normal(distance: Tensor, sigma: Tensor, step: float) -> Tensor:
     """Log density at a distance from the mean, or with a step the log probability to be rounded to there."""
     if step == 0:
         return -0.5 * (distance / sigma).square() - (sigma * math.sqrt(2 * math.pi)).log()
-    root = 0.5**0.5  # in the lower tail float32 keeps its digits
-    away, half = -distance.abs() / sigma, step / 2 / sigma
-    return (0.5 * (erfc(-root * (away + half)) - erfc(-root * (away - half)))).clamp(min=1e-37).log()
+    away, half = -distance.abs() / sigma, step / 2 / sigma  # in the lower tail float32 keeps its digits
+    above, below = log_ndtr(away + half), log_ndtr(away - half)
+    return above + torch.log(-torch.expm1(below - above))
 
 
 def _mills(t: Tensor) -> Tensor:
@@ -265,13 +293,18 @@ def _mills(t: Tensor) -> Tensor:
     return (-0.5 * t.square() - 0.5 * math.log(2 * math.pi) - log_ndtr(t)).exp()
 
 
-def _em_readout(z: Tensor, variance: Tensor, readout: Readout) -> _Nodes:
+def _em_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, shape: Tensor) -> _Nodes:
     """R(z|n) behind EM gain, in photons: a Gamma variable of shape n and scale 1, and read noise."""
     noise = (variance + readout.step**2 / 12).sqrt().clamp(min=EM_QUIET)
     hidden = _hidden(z, readout)
-    reach = REACH * (z.clamp(min=0) + noise.square()).sqrt()
-    first = (z - reach).floor().clamp(min=0).masked_fill(hidden, 0.0)
-    last = (z + reach + 3 * noise + 4).clamp(min=0)
+    square = noise.square()
+    y = (z + square).clamp(min=0.1)  # of mean and variance n + σ², as in `_many_amplified`
+    climb = (shape * mean / (shape + mean)).clamp(min=1)
+    first, last = _around_peak(
+        lambda n: y.log() - (n + square).log(), lambda n: n + square, y * climb + 1, (mean, shape)
+    )
+    first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
+    last = (last + 3 * noise + 4).clamp(min=0)
     number, gap, stands_for = _spread(first, last, EM_NODES)
     few = (first == 0) & (last <= EM_NODES - 1)  # each number from 0 is there
     log_readout = torch.where(few, _few_amplified(z, noise, EM_NODES), _many_amplified(z, noise, number))
