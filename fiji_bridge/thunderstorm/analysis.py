@@ -205,16 +205,18 @@ def processor(image: np.ndarray, camera: Camera) -> Any:
     )
 
 
-def load_filters(plugin: Plugin, chosen: ImageFilter) -> None:
-    """Hand the plugin all its filters, which threshold formulas may name, and the chosen one set up."""
+def load_filters(plugin: Plugin, chosen: ImageFilter) -> Any:
+    """Hand the plugin all its filters, which threshold formulas may name; give the chosen one, set up."""
     from jpype import JClass
 
     interface = "filters.ui.IFilterUI"
     filters = JClass("java.util.Vector")(plugin["ModuleLoader"].getUIModules(plugin[interface].class_))
     place = [str(each.getName()) for each in filters].index(chosen.fixed["filter"])
-    filters.set(place, module(plugin, interface, chosen))
+    made = module(plugin, interface, chosen)
+    filters.set(place, made)
     plugin["thresholding.Thresholder"].loadFilters(filters)
     plugin["thresholding.Thresholder"].setActiveFilter(place)
+    return made
 
 
 class Analysis:

@@ -62,7 +62,7 @@ def calibrate(
         set_camera(plugin, camera)
         image = session.start().to_imagej(frames.astype("float32"), "beads")
         with java_errors("ThunderSTORM cannot calibrate with this stack"):
-            load_filters(plugin, settings.filter)
+            image_filter = load_filters(plugin, settings.filter)  # formulas look at the filter that was run
             detector = module(plugin, "detectors.ui.IDetectorUI", settings.detector)
             estimator = plugin["estimators.ui.CalibrationEstimatorUI"]()
             with session.macro_options(settings.estimator.options()):
@@ -70,7 +70,7 @@ def calibrate(
             defocus = _defocus(plugin, settings.defocus)
             whole = JClass("ij.gui.Roi")(0, 0, image.getWidth(), image.getHeight())
             process = plugin["calibration.CalibrationProcess"](
-                module(plugin, "filters.ui.IFilterUI", settings.filter),
+                image_filter,
                 detector,
                 estimator,
                 defocus,

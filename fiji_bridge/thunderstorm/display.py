@@ -20,9 +20,10 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.thunderstorm.jar import require_jar
+from fiji_bridge.thunderstorm.jar import hidden, require_jar
 
 REMOVED_CLASS = "com/sun/net/ssl/internal/ssl/Provider"
 """What the plugin's help buttons make when their table opens; gone since Java 13."""
@@ -174,18 +175,18 @@ def _watch_dialogs() -> None:
         time.sleep(0.3)
         for window in Window.getWindows():
             if isinstance(window, Dialog) and window.isShowing() and window.isModal():
-                words = " ".join(_words(window)) or "nothing"
+                words = " ".join(filter(None, _words(window)))
                 _answer("error", f"it waits in the dialog {str(window.getTitle())!r}, which says: {words}")
                 os._exit(1)
 
 
-def _words(component: object) -> Iterator[str]:
+def _words(component: Any) -> Iterator[str]:
+    if component.getClass().getName() == "ij.gui.MultiLineLabel":
+        yield from map(str, hidden(component, "lines"))
     for method in ("getText", "getLabel", "getMessage"):
         if hasattr(component, method):
-            text = str(getattr(component, method)() or "").strip()
-            if text and text != "None":
-                yield " ".join(text.split())
-                break
+            yield " ".join(str(getattr(component, method)() or "").split())
+            break
     if hasattr(component, "getComponents"):
         for child in component.getComponents():
             yield from _words(child)

@@ -16,12 +16,8 @@ if TYPE_CHECKING:
 
     from fiji_bridge.camera import Camera
 
-ID_TRAPS = {
-    "XML": " (1.3 cannot read one without the column id)",
-    "JSON": " (1.3 cannot read one with the column id)",
-    "YAML": " (1.3 cannot read one with the column id)",
-}
-"""Files of its own that the plugin cannot read back, whereupon it says only that an index is wrong."""
+NAMELESS = "None"
+"""The column of zeros that the plugin makes of an id in JSON and YAML, and then cannot export."""
 
 
 def import_table(
@@ -60,12 +56,12 @@ def import_table(
         if camera is not None:
             set_camera(plugin, camera)
         name = settings.format.fixed["fileformat"]
-        hint = ID_TRAPS.get(name, "")
+        hint = " (1.3 cannot read one without the column id)" if settings.format == XML() else ""
         with java_errors(f"{settings.path} cannot be read as {name}{hint}"):
             results = generic_table(plugin, None)
             results.setOriginalState()
             _format(plugin, settings.format).importFromFile(settings.path, results, settings.first_frame)
-            return data_frame(plugin, results.getModel())
+            return data_frame(plugin, results.getModel()).drop(columns=NAMELESS, errors="ignore")
 
 
 def export_table(

@@ -131,6 +131,15 @@ class Plugin(dict[str, Any]):
             raise FijiBridgeError(self._lacks(name)) from error
         return self[name]
 
+    def java_class(self, name: str) -> Any:
+        """Give Java's own description of a class; for an anonymous one, JPype would give its parent."""
+        from jpype import JClass, JException
+
+        try:
+            return JClass("java.lang.Class").forName(f"{PACKAGE}.{name}", True, self._loader)
+        except JException as error:
+            raise FijiBridgeError(self._lacks(name)) from error
+
     def _lacks(self, name: str) -> str:
         version = _version(self._jar)
         if version == VERSION:
@@ -221,7 +230,7 @@ def hidden(thing: Any, name: str) -> Any:
 
 def set_hidden(thing: Any, name: str, value: Any) -> None:
     """Set a field of a Java object that is not public."""
-    _field(thing, name).set(thing, value)
+    _field(thing, name).set(thing, _boxed(value))
 
 
 def _field(thing: Any, name: str) -> Any:
@@ -237,16 +246,23 @@ def call_hidden(thing: Any, name: str, *arguments: Any) -> Any:
     """Call a method of a Java object that is not public; no two of its class share this name."""
     method = next(m for m in thing.getClass().getDeclaredMethods() if m.getName() == name)
     method.setAccessible(True)
-    return method.invoke(thing, *arguments)
+    return method.invoke(thing, *map(_boxed, arguments))
 
 
-def without_constructor(kind: Any) -> Any:
+def _boxed(value: Any) -> Any:
+    """Make a Python int the `Integer` that the plugin's methods take; JPype would make it a `Long`."""
+    from jpype import JClass
+
+    return JClass("java.lang.Integer")(value) if type(value) is int else value
+
+
+def without_constructor(plugin: Plugin, name: str) -> Any:
     """Make an object as deserialization does: its constructor, which would open a window, is not called."""
     from jpype import JClass
 
     Factory, Object = JClass("sun.reflect.ReflectionFactory"), JClass("java.lang.Object")
     blank = Factory.getReflectionFactory().newConstructorForSerialization(
-        kind.class_, Object.class_.getConstructor()
+        plugin.java_class(name), Object.class_.getConstructor()
     )
     return blank.newInstance()
 

@@ -178,7 +178,7 @@ def _density(plugin: Plugin, results: Any, step: LocalDensity) -> None:
         hidden(made, "params").readMacroOptions()
     if step.dimensions == "3D" and not results.columnExists("z"):
         raise FijiBridgeError("The table for action=density dimensions=3D lacks the column z [nm]; use 2D.")
-    job = without_constructor(plugin["results.LocalDensityFilter$1"])
+    job = without_constructor(plugin, "results.LocalDensityFilter$1")
     set_hidden(job, "this$0", made)
     set_hidden(job, "val$table", results)
     call_hidden(job, "doJob")
@@ -198,7 +198,7 @@ def _merge(plugin: Plugin, results: Any, step: Merge) -> None:
 
 def _offset(plugin: Plugin, results: Any, step: StageOffset) -> None:
     made = _module(plugin, results, "ResultsStageOffset")
-    set_hidden(made, "table", without_constructor(plugin["results.ResultsTableWindow"]))
+    set_hidden(made, "table", without_constructor(plugin, "results.ResultsTableWindow"))
     call_hidden(made, "applyToModel", step.frames_per_position, step.positions, step.step_nm, step.first_nm)
 
 

@@ -39,7 +39,7 @@ def results_table(plugin: Plugin, table: "pd.DataFrame") -> Iterator[Any]:
 
 def generic_table(plugin: Plugin, table: "pd.DataFrame | None") -> Any:
     """Give a table of the plugin's that holds `table`, or nothing."""
-    results = without_constructor(plugin["results.IJResultsTable"])
+    results = without_constructor(plugin, "results.IJResultsTable")
     make = plugin["results.TripleStateTableModel"].class_.getDeclaredConstructor()
     make.setAccessible(True)
     model = make.newInstance()
