@@ -1,4 +1,4 @@
-// Runs a command of ThunderSTORM's headless: "VERB input=FILE out=FILE options=[…] camera=[…] …", see ThunderSTORM.md.
+// Runs a command of ThunderSTORM's headless: "VERB input=FILE out=FILE options=[...] camera=[...] ...", see ThunderSTORM.md.
 task = getArgument();
 python = call("ij.Macro.getValue", task, "python", "python3");
 verb = substring(task, 0, indexOf(task + " ", " "));

@@ -20,10 +20,13 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.thunderstorm.jar import hidden, require_jar
+
+if TYPE_CHECKING:
+    from fiji_bridge.imagej.session import ImageJ
 
 REMOVED_CLASS = "com/sun/net/ssl/internal/ssl/Provider"
 """What the plugin's help buttons make when their table opens; gone since Java 13."""
@@ -64,20 +67,15 @@ def run_macro(
         it wrote until then stays.
     """
     plugin = require_jar(jar)
-    with _display() as display, tempfile.TemporaryDirectory(prefix="thunderstorm-") as folder:
-        plugins = Path(folder) / "plugins"
-        plugins.mkdir()
-        shutil.copy(plugin, plugins / "Thunder_STORM.jar")
-        with zipfile.ZipFile(plugins / "removed_from_java.jar", "w") as archive:
-            archive.writestr(f"{REMOVED_CLASS}.class", _provider_class())
-        tools = f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {PREFERENCES.format(folder)}".strip()
+    with any_display() as display, tempfile.TemporaryDirectory(prefix="thunderstorm-") as folder:
+        put_plugins(Path(folder), plugin)
         child = subprocess.Popen(
             [sys.executable, "-m", "fiji_bridge.thunderstorm.display", folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"DISPLAY": display, "JAVA_TOOL_OPTIONS": tools},
+            env=environment(display, folder),
             start_new_session=True,
         )
         try:
@@ -101,6 +99,33 @@ def run_macro(
 ANSWER = "fiji_bridge answers "
 
 
+def put_plugins(folder: Path, plugin: Path) -> None:
+    """Make a folder of plugins for `start`: the plugin, and the class that it misses."""
+    plugins = folder / "plugins"
+    plugins.mkdir()
+    shutil.copy(plugin, plugins / "Thunder_STORM.jar")
+    with zipfile.ZipFile(plugins / "removed_from_java.jar", "w") as archive:
+        archive.writestr(f"{REMOVED_CLASS}.class", _provider_class())
+
+
+def environment(display: str, folder: str) -> dict[str, str]:
+    """Give the environment of a process that calls `start`."""
+    tools = f"{os.environ.get('JAVA_TOOL_OPTIONS', '')} {PREFERENCES.format(folder)}".strip()
+    return os.environ | {"DISPLAY": display, "JAVA_TOOL_OPTIONS": tools}
+
+
+def start(folder: str) -> "ImageJ":
+    """Start ImageJ with its window and the plugins of `put_plugins`."""
+    from fiji_bridge.imagej import session
+
+    image = session.start(mode="gui", plugins=folder)
+    # The menu has the commands, but the patched ImageJ not their classes. The plugin comes last and so sees
+    # the other.
+    for jar in sorted(Path(folder, "plugins").iterdir(), reverse=True):
+        session.load_plugin(jar)
+    return image
+
+
 def _end(child: "subprocess.Popen[str]") -> None:
     if child.poll() is None:
         with_it = os.killpg if hasattr(os, "killpg") else os.kill
@@ -109,7 +134,7 @@ def _end(child: "subprocess.Popen[str]") -> None:
 
 
 @contextmanager
-def _display() -> Iterator[str]:
+def any_display() -> Iterator[str]:
     """Give the display that there is, or one that nobody sees."""
     if os.environ.get("DISPLAY") or os.name == "nt" or sys.platform == "darwin":
         yield os.environ.get("DISPLAY", "")
@@ -194,15 +219,9 @@ def _words(component: Any) -> Iterator[str]:
 
 def _main(folder: str) -> None:
     """Run the macro that stands on the standard input; print what it answers."""
-    from fiji_bridge.imagej import session
-
     code, threads = json.loads(sys.stdin.read())
     try:
-        image = session.start(mode="gui", plugins=folder)
-        for jar in sorted(
-            Path(folder, "plugins").iterdir(), reverse=True
-        ):  # Java's class is the plugin's parent
-            session.load_plugin(jar)  # the menu has the commands, but the patched ImageJ not their classes
+        image = start(folder)
         threading.Thread(target=_watch_dialogs, daemon=True).start()
         if threads:
             from jpype import JClass

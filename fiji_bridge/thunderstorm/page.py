@@ -15,7 +15,7 @@ CAMERA = "offset=414.0 isemgain=false photons2adu=3.6 pixelsize=160.0"
 
 TESTS = {
     "localize": ("test_thunderstorm.py", "test_every_setting_gives_the_plugins_own_molecules"),
-    "filter": ("test_thunderstorm_plugin.py", "test_filters_do_what_they_are_called"),
+    "filter": ("test_thunderstorm_plugin.py", "test_a_filtered_image_is_the_one_that_the_plugin_previews"),
     "render": ("test_thunderstorm_plugin.py", "test_rendered_images_are_the_plugins_pixel_by_pixel"),
     "postprocess": (
         "test_thunderstorm_plugin.py",
@@ -37,9 +37,6 @@ TESTS = {
 SPATIAL = ("test_thunderstorm_plugin.py", "test_positions_in_space_by_an_astigmatic_calibration")
 COMPARED = {
     ts.EllipticalGaussian: SPATIAL,
-    ts.MedianFilter: TESTS["filter"],
-    ts.NoFilter: TESTS["filter"],
-    ts.BoxFilter: TESTS["filter"],
     ts.EllipticalGaussianPSF: TESTS["generate"],
     ts.GaussianPSF: (
         "test_thunderstorm_plugin.py",
@@ -52,7 +49,7 @@ COMPARED = {
 }
 
 GROUPS: dict[type[ts.Settings], str] = {
-    ts.ImageFilter: "localize",
+    ts.ImageFilter: "filter",
     ts.Detector: "localize",
     ts.Estimator: "localize",
     ts.Renderer: "render",

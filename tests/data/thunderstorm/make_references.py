@@ -5,15 +5,22 @@
 writes references.zip beside this file. The stacks are the plugin generator's, so each run makes other ones.
 """
 
+import os
+import subprocess
+import sys
 import tempfile
+import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 
+from fiji_bridge.thunderstorm import display
 from fiji_bridge.thunderstorm.display import run_macro
+from fiji_bridge.thunderstorm.jar import require_jar
 
 HERE = Path(__file__).parent
 CAMERA = "offset=100.0 isemgain=false photons2adu=2.0 pixelsize=100.0"
@@ -24,6 +31,21 @@ ANALYSIS = (
 FLAT = (
     f"{ANALYSIS} estimator=[PSF: Integrated Gaussian] sigma=1.3 fitradius=3 method=[Weighted Least squares]"
 )
+FOUND = {
+    "box": "filter=[Averaging (Box) filter] size=3 estimator=[No estimator] threshold=60",
+    "median": "filter=[Median filter] size=5 pattern=box estimator=[No estimator] threshold=40",
+    "unfiltered": "filter=[No filter] estimator=[No estimator] threshold=90",
+    "suppression": "detector=[Non-maximum suppression] radius=2 estimator=[Radial symmetry] fitradius=3",
+    "whole_image": "estimator=[PSF: Gaussian] sigma=1.3 fitradius=3 method=[Least squares]"
+    " full_image_fitting=true mfaenabled=false threshold=3*std(Wave.F1)",
+    "several": "estimator=[PSF: Integrated Gaussian] sigma=1.3 fitradius=3 method=[Maximum likelihood]"
+    " mfaenabled=true nmax=3 pvalue=1.0E-3 keep_same_intensity=true fixed_intensity=true"
+    " expected_intensity=300:1500 threshold=3*std(Wave.F1)",
+}
+"""Analyses of settings that thunderstorm_reference does not have; only of the first frames."""
+
+FOUND_FRAMES = 4
+FILTERS = 8
 STEPS = {
     "filter": "action=filter formula=[intensity > 700 & uncertainty < 12 | frame < 3]",
     "duplicates": "action=duplicates distformula=[uncertainty * 8]",
@@ -129,6 +151,78 @@ def flat(folder: Path) -> str:
     return macro + export(folder / "flat_cbc.csv")
 
 
+def complete(options: str) -> str:
+    """Add the filter, the detector and the threshold, which the plugin's macros need, where they lack."""
+    for key, default in (
+        ("filter", "[Wavelet filter (B-Spline)] scale=2.0 order=3"),
+        ("detector", "[Local maximum] connectivity=8-neighbourhood"),
+        ("threshold", "std(Wave.F1)"),
+    ):
+        options += "" if f"{key}=" in options else f" {key}={default}"
+    return options
+
+
+def found(folder: Path) -> str:
+    """Analyses by other settings."""
+    stack = tifffile.imread(folder / "flat.tif")[:FOUND_FRAMES]
+    tifffile.imwrite(folder / "first.tif", stack, imagej=True)
+    macro = line("Camera setup", CAMERA) + f'open("{folder}/first.tif");\n'
+    for name, options in FOUND.items():
+        macro += line("Run analysis", f"{complete(options)} renderer=[No Renderer]")
+        macro += export(folder / f"found_{name}.csv")
+    return macro
+
+
+def preview_filters(where: str, folder: Path) -> None:
+    """Click `Preview` in the plugin's dialog for each filter: it shows the filtered image of a frame."""
+    from jpype import JClass
+
+    image, IJ, windows = display.start(where), JClass("ij.IJ"), JClass("java.awt.Window")
+    image.run_macro(line("Camera setup", CAMERA) + f'open("{folder}/flat.tif");')
+    IJ.doCommand("Run analysis")
+
+    def parts(component: Any) -> Iterator[Any]:
+        yield component
+        for part in component.getComponents() if hasattr(component, "getComponents") else ():
+            yield from parts(part)
+
+    def dialog() -> Any:
+        shown = [w for w in windows.getWindows() if w.isShowing()]
+        return next((w for w in shown if str(w.getClass().getName()).endswith("OptionsDialog")), None)
+
+    def wait(what: Callable[[], Any]) -> Any:
+        for _ in range(600):
+            if what():
+                return what()
+            time.sleep(0.1)
+        raise TimeoutError
+
+    options = list(parts(wait(dialog)))
+    kinds = [str(part.getClass().getName()) for part in options]
+    choice = options[kinds.index("javax.swing.JComboBox")]
+    preview = next(part for part in options if hasattr(part, "getText") and part.getText() == "Preview")
+    Manager = JClass("ij.WindowManager")
+    for number in range(FILTERS):
+        choice.setSelectedIndex(number)
+        preview.doClick()
+        shown = wait(lambda: Manager.getImage("Filtered frame 1"))
+        pixels = np.array(shown.getProcessor().getPixels(), np.float32).reshape(shown.getHeight(), -1)
+        tifffile.imwrite(folder / f"filtered{number}.tif", pixels)
+        for done in (shown, wait(lambda: Manager.getImage("Detections in frame 1"))):
+            done.changes = False
+            done.close()
+    os._exit(0)
+
+
+def run_previews(folder: Path) -> None:
+    """Run `preview_filters` in a process and on a display of its own."""
+    with display.any_display() as name, tempfile.TemporaryDirectory() as where:
+        display.put_plugins(Path(where), require_jar())
+        subprocess.run(
+            [sys.executable, __file__, where, folder], check=True, env=display.environment(name, where)
+        )
+
+
 def formats(folder: Path) -> str:
     """A short table in each format, and read back from it."""
     macro = line("Camera setup", CAMERA)
@@ -214,6 +308,8 @@ def main() -> None:
         head, *rows = (folder / "flat.csv").read_text().splitlines()
         (folder / "short.csv").write_text("\n".join([head, *rows[:12]]) + "\n")
         run_macro(formats(folder))
+        run_macro(found(folder))
+        run_previews(folder)
         run_macro(beads(folder))
         stack = np.stack([tifffile.imread(folder / f"bead{i:02d}.tif") for i in range(Z_STEPS)])
         tifffile.imwrite(folder / "beads.tif", stack, imagej=True)
@@ -226,4 +322,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    preview_filters(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 1 else main()
