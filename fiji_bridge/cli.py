@@ -257,6 +257,21 @@ def build_parser() -> Parser:
     training(sub)
 
     sub = command(
+        "thunderstorm", run_thunderstorm, "Every command of the ThunderSTORM plugin, by the plugin, headless."
+    )
+    sub.add_argument(
+        "verb", metavar="VERB", help="localize, filter, render, postprocess, … as in macros/ThunderSTORM.md"
+    )
+    sub.add_argument("input", nargs="?", type=path_or_none, metavar="FILE", help="the stack or the table")
+    sub.add_argument("--second", type=path_or_none, metavar="FILE", help="ground truth, or other channel")
+    sub.add_argument("--options", default="", metavar="STRING", help="the plugin's option string")
+    sub.add_argument("--camera", metavar="SETUP", help="ThunderSTORM's Camera setup string")
+    sub.add_argument("--out", type=path_or_none, metavar="FILE", help="what to write; its suffix chooses")
+    sub.add_argument("--second-out", type=path_or_none, metavar="FILE", help="the second table to write")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+    sub.add_argument("--thunderstorm-jar", type=path_or_none, metavar="JAR", help="your Thunder_STORM.jar")
+
+    sub = command(
         "install", run_install, "Put the menu Plugins > Fiji Bridge into a Fiji, or take it out again."
     )
     sub.add_argument(
@@ -425,6 +440,26 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
         return text, {"out": str(out), "localizations": len(table), "engine": engine}
 
     return batch(arguments, ".csv", one)
+
+
+def run_thunderstorm(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Run one of the plugin's commands."""
+    from fiji_bridge.thunderstorm import commands
+
+    return commands.run(
+        commands.find(arguments.verb),
+        commands.Request(
+            input=arguments.input,
+            second=arguments.second,
+            options=arguments.options,
+            camera=camera_of(arguments),
+            out=arguments.out,
+            second_out=arguments.second_out,
+            seed=arguments.seed,
+            jar=arguments.thunderstorm_jar,
+            progress=bar,
+        ),
+    )
 
 
 def run_evaluate(arguments: argparse.Namespace, bar: Bar) -> Result:

@@ -1,0 +1,411 @@
+"""The plugin's menu as one table: what the command line, the batch macro and the page are made of.
+
+``python -m fiji_bridge.thunderstorm.commands VERB "key=value …"`` is what the batch macro runs.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.files import check_target, replacing
+from fiji_bridge.macro_options import parse_options
+from fiji_bridge.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+    from fiji_bridge.camera import Camera
+
+Found = tuple[str, dict[str, Any]]
+"""What a command leaves to print: the text for people and the object for scripts."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of a command is given."""
+
+    input: Path | None = None
+    second: Path | None = None
+    options: str = ""
+    camera: "Camera | None" = None
+    out: Path | None = None
+    second_out: Path | None = None
+    seed: int = 0
+    jar: Path | None = None
+    progress: Progress = silent
+
+    @property
+    def given_camera(self) -> "Camera":
+        """The camera, which must be there."""
+        if self.camera is None:
+            raise FijiBridgeError('This needs --camera "offset=… photons2adu=… isemgain=… pixelsize=…".')
+        return self.camera
+
+    def read(self) -> "pd.DataFrame":
+        """Read the table that is the input."""
+        assert self.input is not None
+        return self._table(self.input)
+
+    def read_second(self) -> "pd.DataFrame":
+        """Read the other table."""
+        assert self.second is not None
+        return self._table(self.second)
+
+    def _table(self, path: Path) -> "pd.DataFrame":
+        from fiji_bridge import thunderstorm
+        from fiji_bridge.localizations import read_localizations
+
+        if path.suffix.lower() in (".csv", ""):
+            return read_localizations(path, camera=self.camera)
+        return thunderstorm.import_table(path, camera=self.camera, jar=self.jar)
+
+    def write(self, table: "pd.DataFrame", path: Path | None) -> Found:
+        """Write a table in the format of the output's suffix."""
+        from fiji_bridge import thunderstorm
+        from fiji_bridge.localizations import write_localizations
+
+        assert path is not None
+        if path.suffix.lower() == ".csv":
+            write_localizations(table, path)
+        else:
+            thunderstorm.export_table(table, path, camera=self.camera, jar=self.jar)
+        return f"{len(table):,} molecules written to {path}", {"out": str(path), "molecules": len(table)}
+
+    def write_image(self, image: "xr.DataArray") -> Found:
+        """Write an image or a stack."""
+        from fiji_bridge.stack_writer import StackWriter
+
+        assert self.out is not None
+        if "z" in image.dims:
+            image = image.rename(z="t").assign_attrs(axes_from_file="ZYX")
+        if "t" not in image.dims:
+            image = image.expand_dims("t")
+        with StackWriter(self.out, image, image.dtype) as writer:
+            writer.write(0, image.to_numpy())
+        return f"{self.out} written", {"out": str(self.out), "shape": list(image.shape)}
+
+
+class Command(NamedTuple):
+    """One command: its verb, the plugin's commands that it does, and what it takes and gives."""
+
+    verb: str
+    menu: str
+    does: str
+    takes: tuple[str, ...]
+    gives: tuple[str, ...]
+    run: Callable[[Request], Found]
+    python: str
+    options: str
+
+
+def _localize(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    assert request.out is not None
+    kept = request.out.with_name(f"{request.out.stem}-stopped{request.out.suffix}")
+    saved: list[int] = []
+
+    def keep(table: "pd.DataFrame") -> None:
+        request.write(table, kept)
+        saved.append(table.attrs["frames"])
+
+    try:
+        table = thunderstorm.localize(
+            request.input,
+            camera=request.given_camera,
+            options=request.options,
+            jar=request.jar,
+            progress=request.progress,
+            stopped=keep,
+        )
+    except BaseException as error:
+        if saved and isinstance(error, FijiBridgeError):
+            raise FijiBridgeError(f"{error} The {saved[0]} frames done are in {kept}.") from error
+        if saved:
+            print(f"fiji-bridge: the {saved[0]} frames done are in {kept}", file=sys.stderr)
+        raise
+    return request.write(table, request.out)
+
+
+def _filter(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    return request.write_image(
+        thunderstorm.filter_frames(
+            request.input,
+            request.options,
+            camera=request.given_camera,
+            jar=request.jar,
+            progress=request.progress,
+        )
+    )
+
+
+def _render(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    return request.write_image(
+        thunderstorm.render(
+            request.read(), request.options, camera=request.given_camera, seed=request.seed, jar=request.jar
+        )
+    )
+
+
+def _postprocess(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    table = thunderstorm.postprocess(request.read(), request.options, camera=request.camera, jar=request.jar)
+    return request.write(table, request.out)
+
+
+def _drift(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    assert request.out is not None
+    curve = thunderstorm.drift(request.read(), request.options, camera=request.camera, jar=request.jar)
+    with replacing(request.out) as partial:
+        curve.to_csv(partial, index=False)
+    return f"Drift of {len(curve):,} frames written to {request.out}", {"out": str(request.out)}
+
+
+def _generate(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    frames, truth = thunderstorm.generate(
+        request.options,
+        camera=request.given_camera,
+        seed=request.seed,
+        jar=request.jar,
+        progress=request.progress,
+    )
+    text, found = request.write_image(frames)
+    more, _ = request.write(truth, request.second_out)
+    return f"{text}; {more}", found | {"ground_truth": str(request.second_out), "molecules": len(truth)}
+
+
+def _evaluate(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    scores = thunderstorm.evaluate(request.read(), request.read_second(), request.options, jar=request.jar)
+    width = max(map(len, scores))
+    return "\n".join(f"{name:<{width}}  {value:.6g}" for name, value in scores.items()), dict(scores)
+
+
+def _colocalize(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+
+    first, second = thunderstorm.colocalize(
+        request.read(), request.read_second(), request.options, jar=request.jar
+    )
+    text, found = request.write(first, request.out)
+    more, _ = request.write(second, request.second_out)
+    return f"{text}; {more}", found
+
+
+def _calibrate(request: Request) -> Found:
+    from fiji_bridge import thunderstorm
+    from fiji_bridge.thunderstorm.settings import Calibration
+
+    settings = Calibration.parse(f"{request.options} saveto=[{request.out}]")
+    found = thunderstorm.calibrate(request.input, settings, camera=request.given_camera, jar=request.jar)
+    return f"Calibration written to {request.out}", {"out": str(request.out), **found}
+
+
+def _convert(request: Request) -> Found:
+    return request.write(request.read(), request.out)
+
+
+def _macro(request: Request) -> Found:
+    from fiji_bridge.thunderstorm.display import run_macro
+
+    assert request.input is not None
+    try:
+        code = request.input.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FijiBridgeError(f"Cannot read the macro {request.input}: {error}.") from error
+    answer = run_macro(code, jar=request.jar)
+    return answer or "The macro is done.", {"answer": answer}
+
+
+COMMANDS = (
+    Command(
+        "localize",
+        "Run analysis",
+        "find molecules in a stack",
+        ("STACK",),
+        ("CSV",),
+        _localize,
+        'localize("movie.tif", camera=camera, options=options)',
+        "filter=[Wavelet filter (B-Spline)] threshold=std(Wave.F1) estimator=[PSF: Integrated Gaussian]",
+    ),
+    Command(
+        "filter",
+        "Run analysis (its filter alone)",
+        "filter a stack as before detection",
+        ("STACK",),
+        ("TIF",),
+        _filter,
+        'filter_frames("movie.tif", options, camera=camera)',
+        "filter=[Median filter] pattern=cross size=3",
+    ),
+    Command(
+        "render",
+        "Visualization",
+        "draw a table as a super-resolution image",
+        ("TABLE",),
+        ("TIF",),
+        _render,
+        "render(table, options, camera=camera)",
+        "renderer=[Averaged shifted histograms] magnification=5.0",
+    ),
+    Command(
+        "postprocess",
+        "Import/Export > Show results table",
+        "filter, remove duplicates, merge, density, drift, z-stage offset",
+        ("TABLE",),
+        ("CSV",),
+        _postprocess,
+        "postprocess(table, options, camera=camera)",
+        "action=merge dist=20.0 offframes=1",
+    ),
+    Command(
+        "drift",
+        "Import/Export > Show results table (the plot of drift)",
+        "write the curve of a drift",
+        ("TABLE",),
+        ("CSV",),
+        _drift,
+        "drift(table, options, camera=camera)",
+        "action=drift method=[Cross correlation] steps=5",
+    ),
+    Command(
+        "convert",
+        "Import/Export > Import results, Export results, Import ground-truth, Export ground-truth",
+        "read a table and write it in the format of the other suffix",
+        ("TABLE",),
+        ("TABLE",),
+        _convert,
+        'export_table(import_table("molecules.xml"), "molecules.json")',
+        "",
+    ),
+    Command(
+        "generate",
+        "Performance testing > Generator of simulated data",
+        "make a stack and the table of its molecules",
+        (),
+        ("TIF", "CSV"),
+        _generate,
+        "generate(options, camera=camera, seed=0)",
+        "psf=[Integrated Gaussian] width=64 height=64 frames=10 density=0.5",
+    ),
+    Command(
+        "evaluate",
+        "Performance testing > Performance evaluation",
+        "score a table against the truth",
+        ("TABLE", "TABLE"),
+        (),
+        _evaluate,
+        "evaluate(table, truth, options)",
+        "toleranceradius=50.0 evaluationspace=xy",
+    ),
+    Command(
+        "calibrate",
+        "3D calibration > Cylindrical lens calibration",
+        "calibrate astigmatism with a stack of beads",
+        ("STACK",),
+        ("YAML",),
+        _calibrate,
+        'calibrate("beads.tif", options, camera=camera)',
+        "stage=10.0 zrange=400.0 estimator=[Elliptic Gaussian w/ angle] fitradius=7 defocusing=ThunderSTORM",
+    ),
+    Command(
+        "colocalize",
+        "Colocalization > CBC",
+        "coordinate-based colocalization of two tables",
+        ("TABLE", "TABLE"),
+        ("CSV", "CSV"),
+        _colocalize,
+        "colocalize(table, other, options)",
+        "radiusstep=50 stepcount=10 addnndist=true",
+    ),
+    Command(
+        "macro",
+        "any command, windows and all",
+        "run a macro of the plugin's own commands on a display (or Xvfb) of its own",
+        ("IJM",),
+        (),
+        _macro,
+        "display.run_macro(code)",
+        "",
+    ),
+)
+
+
+def find(verb: str) -> Command:
+    """Give the command of a verb."""
+    for command in COMMANDS:
+        if command.verb == verb:
+            return command
+    verbs = ", ".join(command.verb for command in COMMANDS)
+    raise FijiBridgeError(f"There is no command {verb!r} of ThunderSTORM's; choose one of {verbs}.")
+
+
+def run(command: Command, request: Request) -> Found:
+    """Run a command when it has the files that it needs."""
+    given = {"input": request.input, "second": request.second}
+    outputs = {"out": request.out, "second-out": request.second_out}
+    for files, needed in ((given, command.takes), (outputs, command.gives)):
+        for (name, path), wanted in zip(files.items(), (*needed, None, None), strict=False):
+            if wanted and path is None:
+                raise FijiBridgeError(f"`{command.verb}` needs a {wanted}; give --{name}.")
+            if path is not None and not wanted:
+                raise FijiBridgeError(f"`{command.verb}` has no use for --{name} {path}; leave it out.")
+    for path in (request.out, request.second_out):
+        if path is not None:
+            if path in (request.input, request.second):
+                raise FijiBridgeError(f"{path} is the input itself; name another file to keep it.")
+            check_target(path)
+    return command.run(request)
+
+
+MACRO_KEYS = ("input", "second", "options", "camera", "out", "secondout", "seed", "jar")
+
+
+def command_line(verb: str, text: str) -> list[str]:
+    """Turn the options of the batch macro into those of the command line."""
+    words = ["thunderstorm", find(verb).verb]
+    for key, value in parse_options(text).items():
+        if key == "python":
+            continue  # what the macro itself looks at
+        if key not in MACRO_KEYS:
+            raise FijiBridgeError(f"The macro has no option {key}=; it has {', '.join(MACRO_KEYS)}.")
+        if key == "input":
+            words.append(value)
+        else:
+            name = {"secondout": "second-out", "jar": "thunderstorm-jar"}.get(key, key)
+            words.append(f"--{name}={value}")
+    return words
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what the batch macro hands on: the verb and its options. The last line is the exit code."""
+    from fiji_bridge.cli import main as run_line
+
+    verb, _, text = " ".join(arguments).strip().partition(" ")
+    os.dup2(sys.stdout.fileno(), sys.stderr.fileno())  # ImageJ's exec hears only one of them
+    try:
+        code = run_line(command_line(verb, text))
+    except FijiBridgeError as error:
+        print(f"fiji-bridge: {error}")
+        code = 1
+    print(f"end {code}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

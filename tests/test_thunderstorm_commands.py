@@ -1,0 +1,195 @@
+"""ThunderSTORM on the command line, as a batch macro, and on its page."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tifffile
+
+from fiji_bridge import thunderstorm
+from fiji_bridge.camera import Camera
+from fiji_bridge.cli import build_parser, main
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.imagej import session
+from fiji_bridge.thunderstorm import commands, page
+from fiji_bridge.thunderstorm import settings as ts
+
+ROOT = Path(__file__).resolve().parents[1]
+CAMERA = "offset=100.0 isemgain=false photons2adu=2.0 pixelsize=100.0"
+
+each_command = pytest.mark.parametrize("command", commands.COMMANDS, ids=lambda command: command.verb)
+
+
+def lines(start):
+    text = (ROOT / "macros" / "ThunderSTORM.md").read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.startswith(start)]
+
+
+def test_the_page_is_what_the_tables_say():
+    committed = (ROOT / "macros" / "ThunderSTORM.md").read_text(encoding="utf-8")
+    assert committed == page.page(), "run `python -m fiji_bridge.thunderstorm.page macros`"
+
+
+def test_every_test_that_the_page_names_exists():
+    named = [*page.TESTS.values(), *page.COMPARED.values()]
+    named += [page.tested(module, verb) for group, verb in page.GROUPS.items() for module in group.modules()]
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_every_command_of_the_plugins_menu_has_a_row(plugin):
+    import zipfile
+
+    from fiji_bridge.thunderstorm.jar import require_jar
+
+    with zipfile.ZipFile(require_jar()) as archive:
+        menu = re.findall(r'^Plugins>[^,]*, "([^"]+)"', archive.read("plugins.config").decode(), re.MULTILINE)
+    text = (ROOT / "macros" / "ThunderSTORM.md").read_text(encoding="utf-8")
+    missing = [name for name in menu if name != "-" and name not in text]
+    assert len(menu) > 12 and not missing
+
+
+def test_every_group_of_modules_is_on_the_page():
+    groups = {kind for kind in ts.Settings.__subclasses__() if list(kind.modules()) != [kind]}
+    assert groups == set(page.GROUPS)
+
+
+@each_command
+def test_the_python_of_the_page_calls_functions_that_exist(command):
+    for name in re.findall(r"([\w.]+)\(", command.python):
+        found = thunderstorm
+        for part in name.split("."):
+            found = getattr(found, part, None) or __import__(
+                f"fiji_bridge.thunderstorm.{part}", fromlist=["_"]
+            )
+        assert callable(found)
+
+
+@pytest.mark.parametrize(
+    ("shell", "macro"), list(zip(lines("fiji-bridge thunderstorm"), lines("java "), strict=True))
+)
+def test_a_shell_line_of_the_page_is_taken_and_its_macro_line_means_the_same(shell, macro):
+    parsed = build_parser().parse_args(shlex.split(shell)[1:])
+    command = commands.find(parsed.verb)
+    task = re.search(r'"(.*)"$', macro)[1]
+    verb, _, text = task.partition(" ")
+    again = build_parser().parse_args(commands.command_line(verb, text))
+    assert vars(again) == vars(parsed)
+    if parsed.options:
+        kind = {
+            "localize": ts.AnalysisSettings,
+            "filter": ts.ImageFilter,
+            "render": ts.Visualization,
+            "postprocess": ts.PostProcessing,
+            "drift": ts.PostProcessing,
+            "generate": ts.Generator,
+            "evaluate": ts.Evaluation,
+            "calibrate": ts.Calibration,
+            "colocalize": ts.Colocalization,
+        }[command.verb]
+        kind.parse(parsed.options)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("nonsense", "There is no command 'nonsense' of ThunderSTORM's; choose one of localize"),
+        ("evaluate a.csv", "`evaluate` needs a TABLE; give --second"),
+        ("localize a.tif", "`localize` needs a CSV; give --out"),
+        ("localize a.tif --out b.csv --second c.csv", "has no use for --second c.csv"),
+        ("postprocess a.csv --out a.csv", "a.csv is the input itself"),
+        ("localize a.tif --out b.csv", "This needs --camera"),
+        ("macro gone.ijm", "Cannot read the macro gone.ijm"),
+    ],
+)
+def test_a_wrong_line_gets_one_sentence(line, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["thunderstorm", *line.split()]) == 1
+    [said] = capsys.readouterr().err.strip().splitlines()
+    assert sentence in said
+
+
+def test_the_macros_own_mistakes_get_one_sentence():
+    with pytest.raises(FijiBridgeError, match="no option sed=; it has input"):
+        commands.command_line("generate", "sed=3")
+
+
+def run(*words, capsys):
+    assert main(["thunderstorm", *map(str, words), "--json"]) == 0
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_from_simulation_to_score_on_the_command_line(plugin, tmp_path, capsys):
+    made = run(
+        *("generate", "--camera", CAMERA, "--seed", "4", "--out", tmp_path / "movie.tif"),
+        *("--second-out", tmp_path / "truth.csv"),
+        *("--options", "psf=[Integrated Gaussian] width=32 height=32 frames=6 density=1.0"),
+        capsys=capsys,
+    )
+    assert tifffile.imread(tmp_path / "movie.tif").shape == (6, 32, 32)
+    assert made["molecules"] == len(pd.read_csv(tmp_path / "truth.csv"))
+    movie, table = tmp_path / "movie.tif", tmp_path / "found.csv"
+    found = run(
+        "localize", movie, "--camera", CAMERA, "--out", table, "--options", "sigma=1.3", capsys=capsys
+    )
+    kept = tmp_path / "kept.json"
+    fewer = run("postprocess", table, "--options", "action=duplicates", "--out", kept, capsys=capsys)
+    assert 0 < fewer["molecules"] <= found["molecules"]
+    back = run("convert", kept, "--out", tmp_path / "kept.csv", capsys=capsys)
+    assert back["molecules"] == fewer["molecules"]
+    scores = run("evaluate", table, "--second", tmp_path / "truth.csv", capsys=capsys)
+    assert scores["# of TP"] + scores["# of FN"] == made["molecules"]
+    image = tmp_path / "image.tif"
+    options = "renderer=[Scatter plot] magnification=2 imwidth=32 imheight=32 threed=true zrange=-100:100:100"
+    run("render", table, "--camera", CAMERA, "--out", image, "--options", options, capsys=capsys)
+    assert tifffile.imread(image).shape == (2, 64, 64)
+    run("filter", movie, "--camera", CAMERA, "--out", image, "--options", "filter=[No filter]", capsys=capsys)
+    assert tifffile.imread(image).shape == (6, 32, 32)
+
+
+def test_an_analysis_that_fails_leaves_the_frames_done_beside_the_output(plugin, tmp_path, capsys):
+    stack = thunderstorm.generate(
+        "psf=[Gaussian] width=32 height=32 frames=5 density=1.0",
+        camera=Camera.parse(CAMERA),
+        seed=1,
+    )[0].to_numpy()
+    stack[3] = 100
+    tifffile.imwrite(tmp_path / "movie.tif", stack)
+    line = ["localize", tmp_path / "movie.tif", "--camera", CAMERA, "--out", tmp_path / "out.csv"]
+    options = ["--options", "threshold=std(I)/max(I)"]
+    assert main(["thunderstorm", *map(str, line), *options]) == 1
+    said = capsys.readouterr().err
+    assert "frame 4" in said and "The 3 frames done are in" in said
+    assert not (tmp_path / "out.csv").exists()
+    assert set(pd.read_csv(tmp_path / "out-stopped.csv")["frame"]) == {1, 2, 3}
+
+
+def test_the_batch_macro_runs_in_a_plain_imagej(plugin, tmp_path):
+    imagej, java = session.imagej_cached(), session.find_java()
+    for name, y in (("molecules", 500.0), ("truth", 540.0)):
+        table = pd.DataFrame({"frame": [1, 1], "x [nm]": [1000.0, 2000.0], "y [nm]": [1000.0, y]})
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+
+    def batch(task):
+        return subprocess.run(
+            [
+                *(java.home / "bin" / "java", "-Djava.awt.headless=true", "-cp", imagej, "ij.ImageJ"),
+                *("-batch", ROOT / "macros" / "Batch_ThunderSTORM.ijm", f"{task} python=[{sys.executable}]"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=120,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    done = batch("evaluate input=molecules.csv second=truth.csv options=[toleranceradius=50.0]")
+    assert done.returncode == 0 and re.search(r"# of TP +2\b", done.stdout), done.stdout + done.stderr
+    wrong = batch("evaluate input=molecules.csv second=gone.csv")
+    assert wrong.returncode == 1 and "gone.csv" in wrong.stdout

@@ -1,0 +1,468 @@
+"""All of the plugin beside its analysis, headless, against its own commands run on a display.
+
+The references in data/thunderstorm are explained there.
+"""
+
+import importlib.util
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from scipy import ndimage
+
+from fiji_bridge import thunderstorm
+from fiji_bridge.camera import Camera
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.thunderstorm import jar as jars
+from fiji_bridge.thunderstorm import settings as ts
+from fiji_bridge.thunderstorm.display import run_macro
+
+DATA = Path(__file__).parent / "data" / "thunderstorm"
+_spec = importlib.util.spec_from_file_location("make_references", DATA / "make_references.py")
+made = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(made)
+
+CAMERA = Camera.parse(made.CAMERA)
+NUMBER = r"-?\d+\.\d+(?:E-?\d+)?"
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("references")
+    with zipfile.ZipFile(DATA / "references.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flat(plugin, references):
+    """The molecules of the display run; the plugin wrote their ids, from 1."""
+    return pd.read_csv(references / "flat.csv").astype({"id": int, "frame": int})
+
+
+@pytest.fixture(scope="module")
+def spatial(plugin, references):
+    return pd.read_csv(references / "spatial_wlsq.csv")
+
+
+def assert_same(found, path, rtol=1e-9, frames=None):
+    """Compare with a table that the plugin wrote, which leaves out the ids."""
+    expected = pd.read_csv(path)
+    expected = expected if frames is None else expected[expected["frame"] <= frames]
+    found, expected = (table.drop(columns="id", errors="ignore") for table in (found, expected))
+    assert list(found.columns) == list(expected.columns)
+    assert len(found) == len(expected) > 0
+    np.testing.assert_allclose(found.to_numpy(float), expected.to_numpy(float), rtol=rtol, atol=1e-9)
+
+
+def options_of_analysis(fit, folder):
+    return (
+        f"{made.ANALYSIS} estimator=[PSF: Elliptical Gaussian (3D astigmatism)] sigma=1.6 fitradius=5 {fit}"
+        f" calibrationpath=[{folder}/lens_polynomial.yaml] renderer=[No Renderer]"
+    )
+
+
+def test_molecules_are_those_of_the_display_run(references, flat):
+    found = thunderstorm.localize(references / "flat.tif", camera=CAMERA, options=made.FLAT)
+    assert_same(found, references / "flat.csv", 1e-6)
+
+
+@pytest.mark.parametrize("fit", made.FITS_3D)
+def test_positions_in_space_by_an_astigmatic_calibration(plugin, references, fit):
+    options = options_of_analysis(made.FITS_3D[fit], references)
+    frames = 2 if fit == "mfa" else 8  # which takes long
+    stack = tifffile.imread(references / "spatial.tif")[:frames]
+    found = thunderstorm.localize(stack, camera=CAMERA, options=options)
+    assert_same(found, references / f"spatial_{fit}.csv", 1e-6, frames)
+
+
+@pytest.mark.parametrize("name", made.FOUND)
+def test_settings_that_the_shared_references_lack(references, plugin, name):
+    frames = 1 if name == "several" else made.FOUND_FRAMES  # which takes long
+    stack = tifffile.imread(references / "flat.tif")[:frames]
+    found = thunderstorm.localize(stack, camera=CAMERA, options=made.complete(made.FOUND[name]))
+    assert_same(found, references / f"found_{name}.csv", 1e-6, frames)
+
+
+# Post-processing. Twice, since the plugin's own macros do nothing the second time.
+
+
+@pytest.mark.parametrize("step", made.STEPS)
+def test_each_step_of_postprocessing_gives_the_plugins_table_each_time(references, flat, step, tmp_path):
+    for _ in range(2):
+        options = made.STEPS[step].format(folder=tmp_path)
+        assert_same(thunderstorm.postprocess(flat, options, camera=CAMERA), references / f"flat_{step}.csv")
+
+
+def test_density_in_space(references, spatial):
+    step = "action=density radius=900.0 dimensions=3D neighbors=3"
+    assert_same(thunderstorm.postprocess(spatial, step), references / "spatial_density.csv")
+
+
+@pytest.mark.parametrize("step", ["drift_correlation", "drift_fiducials"])
+def test_the_curve_of_a_drift_and_its_file_are_the_plugins(references, flat, step, tmp_path):
+    options = made.STEPS[step].format(folder=tmp_path)
+    curve = thunderstorm.drift(flat, options, camera=CAMERA)
+    saved, theirs = (json.loads((where / f"{step}.json").read_text()) for where in (tmp_path, references))
+    assert saved == theirs
+    corrected = pd.read_csv(references / f"flat_{step}.csv")
+    at = curve.set_index("frame").loc[flat["frame"]]
+    for label in ("x [nm]", "y [nm]"):
+        np.testing.assert_allclose(flat[label] - at[label].to_numpy(), corrected[label], rtol=1e-12)
+    points = curve.attrs["points"]
+    scale = CAMERA.pixel_size_nm if theirs["units"] == "PIXEL" else 1
+    np.testing.assert_allclose(points["x [nm]"], np.array(theirs["driftDataX"]) * scale)
+    loaded = f"action=drift method=[Load from file] path=[{references / step}.json]"
+    assert_same(thunderstorm.postprocess(flat, loaded, camera=CAMERA), references / f"flat_{step}.csv")
+
+
+def test_drift_that_cannot_be_found_is_told(flat, tmp_path):
+    for options, sentence in (
+        ("action=drift method=[Fiducial markers] distancethr=1 ontimeratio=0.9", "No fiducial markers found"),
+        (f"action=drift method=[Load from file] path={tmp_path}/none.json", "no file .*none.json"),
+        ("action=merge", "finds no drift"),
+    ):
+        with pytest.raises(FijiBridgeError, match=sentence):
+            thunderstorm.drift(flat, options, camera=CAMERA)
+    with pytest.raises(FijiBridgeError, match="pixel size is unknown"):
+        thunderstorm.postprocess(flat, "action=drift")
+    with pytest.raises(FijiBridgeError, match="lacks the column z"):
+        thunderstorm.postprocess(flat, "action=density dimensions=3D")
+
+
+# Images.
+
+
+@pytest.mark.parametrize("image", made.IMAGES)
+def test_rendered_images_are_the_plugins_pixel_by_pixel(references, flat, spatial, image):
+    table = spatial if image.endswith("3d") else flat
+    found = thunderstorm.render(table, f"{made.REGION} {made.IMAGES[image]}", camera=CAMERA)
+    expected = tifffile.imread(references / f"{image}.tif")
+    assert expected.max() > 0
+    np.testing.assert_array_equal(found, expected)
+    magnification = ts.Visualization.parse(made.IMAGES[image]).renderer.magnification
+    assert found.attrs["pixel_size_nm"] == pytest.approx(CAMERA.pixel_size_nm / magnification)
+    assert found["x"][0] == pytest.approx(200 + found.attrs["pixel_size_nm"] / 2)
+    assert found["y"][0] == pytest.approx(300 + found.attrs["pixel_size_nm"] / 2)
+
+
+def test_jittered_histograms_are_repeatable_and_keep_every_molecule(flat):
+    options = "renderer=Histograms avg=20 magnification=4.0 imleft=-10 imtop=-10 imwidth=60 imheight=60"
+    one, same, other = (thunderstorm.render(flat, options, camera=CAMERA, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+    assert float(one.sum()) == pytest.approx(len(flat), rel=1e-5)
+
+
+def test_a_colourful_image_has_the_values_of_the_plain_one(spatial):
+    plain, colourful = (
+        thunderstorm.render(spatial, f"{made.IMAGES['ash_3d']} {more}", camera=CAMERA, shape=(36, 36))
+        for more in ("", "colorizez=false")
+    )
+    np.testing.assert_array_equal(plain, colourful)
+    assert plain.dims == ("z", "y", "x")
+    np.testing.assert_allclose(plain["z"], [-50, 50, 150, 250])
+
+
+# Filters. The plugin shows a filtered image only when `Preview` is clicked in its dialog.
+
+
+@pytest.mark.parametrize("number", range(made.FILTERS))
+def test_a_filtered_image_is_the_one_that_the_plugin_previews(references, plugin, number):
+    module = list(ts.ImageFilter.modules())[number]
+    stack = tifffile.imread(references / "flat.tif")[:2]
+    found = thunderstorm.filter_frames(stack, module(), camera=CAMERA)
+    assert found.dims == ("t", "y", "x") and found.dtype == np.float32
+    previewed = tifffile.imread(references / f"filtered{number}.tif")
+    if module is ts.NoFilter:
+        assert float(found.max()) > 100
+    np.testing.assert_array_equal(found[0], previewed)
+
+
+CROSS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
+
+
+@pytest.mark.parametrize(("pattern", "footprint"), [("box", np.ones((3, 3), bool)), ("cross", CROSS)])
+def test_the_median_filter_has_the_pattern_of_its_option(references, plugin, pattern, footprint):
+    stack = tifffile.imread(references / "flat.tif")[:3]
+    found = thunderstorm.filter_frames(stack, f"filter=[Median filter] pattern={pattern}", camera=CAMERA)
+    expected = [ndimage.median_filter(frame - 100.0, footprint=footprint) for frame in stack.astype(float)]
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    np.testing.assert_array_equal(found.values[inside], np.stack(expected)[inside])
+
+
+# The companions.
+
+
+def test_the_generator_gives_the_same_stack_for_a_seed_on_any_number_of_threads(plugin):
+    options = "psf=[Gaussian] fwhm_range=250:300 width=24 height=20 frames=7 density=2.0 driftdist=100.0"
+    one, many = (thunderstorm.generate(options, camera=CAMERA, seed=5, threads=threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one[0], many[0])
+    pd.testing.assert_frame_equal(one[1], many[1])
+    other, _ = thunderstorm.generate(options, camera=CAMERA, seed=6)
+    assert not np.array_equal(one[0], other)
+    assert one[0].shape == (7, 20, 24) and one[0].dtype == np.uint16
+
+
+def test_generated_stacks_are_of_the_kind_of_the_plugins_own(references, plugin):
+    """The same settings as the display run's stack of molecules in space: its random numbers differ."""
+    options = (
+        f"psf=[Eliptical Gaussian (3D astigmatism)] calibration=[{references}/lens.yaml] z_range=-250:250"
+        " width=36 height=36 frames=8 intensityrange=1500:2500 density=1.0 addpoisssonvar=20.0"
+    )
+    stack, truth = thunderstorm.generate(options, camera=CAMERA, seed=0)
+    theirs, their_truth = (
+        tifffile.imread(references / "spatial.tif"),
+        pd.read_csv(references / "spatial_truth.csv"),
+    )
+    assert list(truth.columns.drop("id")) == list(their_truth.columns.drop("id", errors="ignore"))
+    assert stack.shape == theirs.shape and stack.dtype == theirs.dtype
+    # Poisson numbers of molecules with a mean of 104, and of photons of the background.
+    assert abs(len(truth) - len(their_truth)) < 6 * np.sqrt(2 * 104)
+    assert np.median(stack) == pytest.approx(np.median(theirs), abs=1.5)
+    for label in truth.columns.drop(["id", "frame", "x [nm]", "y [nm]"]):
+        low, high = their_truth[label].min(), their_truth[label].max()
+        assert (
+            truth[label].between(low - 0.2 * (high - low) - 1e-6, high + 0.2 * (high - low) + 1e-6).all()
+        ), label
+
+
+def test_a_bead_of_the_generator_stands_where_the_truth_says(plugin):
+    options = "psf=[Integrated Gaussian] fwhm_range=250:250 width=17 height=17 frames=4 singlefixed=true"
+    bright = f"{options} intensityrange=20000:20000 addpoisssonvar=1.0 driftdist=300.0 driftangle=90.0"
+    stack, truth = thunderstorm.generate(bright, camera=CAMERA, seed=1)
+    found = thunderstorm.localize(stack, camera=CAMERA, options="sigma=1.1 threshold=3*std(Wave.F1)")
+    assert len(found) == len(truth) == 4
+    np.testing.assert_allclose(found[["x [nm]", "y [nm]"]], truth[["x [nm]", "y [nm]"]], atol=5)
+    assert truth["y [nm]"].iloc[-1] - truth["y [nm]"].iloc[0] == pytest.approx(300)
+
+
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        ("flat", "toleranceradius=50.0 evaluationspace=xy"),
+        ("spatial", "toleranceradius=100.0 evaluationspace=xyz"),
+    ],
+)
+def test_the_evaluation_writes_what_the_plugins_wrote(references, flat, spatial, run, options):
+    table, truth = {"flat": flat, "spatial": spatial}[run], pd.read_csv(references / f"{run}_truth.csv")
+    scores = thunderstorm.evaluate(table, truth, options)
+    wanted = pd.read_csv(references / f"{run}_evaluation.csv", index_col=0).iloc[0]
+    assert list(scores) == list(wanted.index)
+    np.testing.assert_allclose(list(scores.values()), wanted, atol=5.01e-4)  # the plugin wrote three digits
+
+
+def test_colocalization_adds_the_plugins_columns(references, flat):
+    options = "radiusstep=60 dimensions=2D stepcount=6 addcbc=true addnndist=true addnncount=true"
+    found, other = thunderstorm.colocalize(flat, pd.read_csv(references / "flat_truth.csv"), options)
+    assert_same(found, references / "flat_cbc.csv")
+    assert list(other.columns[-8:]) == list(found.columns[-8:])
+
+
+@pytest.mark.parametrize(
+    ("name", "defocus"), [("lens_polynomial", "ThunderSTORM"), ("lens_huang", "Huang '08")]
+)
+def test_a_calibration_is_the_plugins_own_file(references, plugin, name, defocus, tmp_path):
+    wanted = (references / f"{name}.yaml").read_text()
+    angle = float(wanted.split("angle: ")[1].split(",")[0])
+    options = made.CALIBRATE.format(folder=tmp_path, name=name, defocus=f"[{defocus}]")
+    beads = tifffile.imread(references / "beads.tif")
+    numbers = thunderstorm.calibrate(beads, options, camera=CAMERA, angle_rad=angle)
+    # Its threads finish in any order, and so sums differ in their last digits.
+    written = (tmp_path / f"{name}.yaml").read_text()
+    assert re.sub(NUMBER, "0", written).split() == re.sub(NUMBER, "0", wanted).split()
+    found, expected = (list(map(float, re.findall(NUMBER, text))) for text in (written, wanted))
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+    assert numbers["angle"] == angle
+    free = thunderstorm.calibrate(beads, options, camera=CAMERA)
+    assert free["angle"] == pytest.approx(angle, abs=0.01)  # the plugin draws it at random
+
+
+def test_a_calibration_without_beads_is_refused_in_one_sentence(plugin):
+    with pytest.raises(FijiBridgeError, match="frames at different heights"):
+        thunderstorm.calibrate(np.full((1, 16, 16), 100.0), "", camera=CAMERA)
+    noise = np.random.default_rng(0).poisson(20, (12, 16, 16)) + 100.0
+    with pytest.raises(FijiBridgeError, match="cannot calibrate with this stack: ") as error:
+        thunderstorm.calibrate(noise, "detector=[Local maximum] threshold=1e6", camera=CAMERA)
+    assert "\n" not in str(error.value)
+
+
+# Files.
+
+
+@pytest.mark.parametrize("suffix", made.FORMATS)
+def test_every_format_is_written_and_read_as_by_the_plugin(references, plugin, suffix, tmp_path):
+    short = pd.read_csv(references / "short.csv")
+    ids = "id=true" if suffix == "xml" else "id=false"
+    path = tmp_path / f"table.{suffix}"
+    options = f"filepath=[{path}] fileformat=[{made.FORMATS[suffix]}] {ids} chi2=false"
+    thunderstorm.export_table(short, options, camera=CAMERA)
+    assert path.read_bytes() == (references / f"format.{suffix}").read_bytes()
+    back = thunderstorm.import_table(
+        f"filepath=[{references}/format.{suffix}] fileformat=[{made.FORMATS[suffix]}] startingframe=3",
+        camera=CAMERA,
+    )
+    assert_same(back, references / f"format_{suffix}_back.csv")
+
+
+@pytest.mark.parametrize("suffix", made.FORMATS)
+def test_a_table_goes_to_a_path_and_back(references, plugin, suffix, tmp_path):
+    short = pd.read_csv(references / "short.csv").drop(columns="chi2")
+    path = thunderstorm.export_table(short, tmp_path / f"table.{suffix}", camera=CAMERA)
+    back = thunderstorm.import_table(path, camera=CAMERA)
+    assert set(back.columns) == set(short.columns)
+    np.testing.assert_allclose(back, short[back.columns], rtol=1e-6)  # tagged spot files are float32
+
+
+def test_files_that_cannot_be_are_told(references, plugin, tmp_path):
+    short = pd.read_csv(references / "short.csv")
+    for sentence, call in {
+        "chi2": lambda: thunderstorm.export_table(short, tmp_path / "a.gpb", camera=CAMERA),
+        "of no format of ThunderSTORM's": lambda: thunderstorm.export_table(short, tmp_path / "a.docx"),
+        "no file .*gone.csv": lambda: thunderstorm.import_table(tmp_path / "gone.csv"),
+        r"cannot be read as XML \(1.3 cannot read one without the column id\)": lambda: (
+            thunderstorm.export_table(short, f"filepath=[{tmp_path}/noid.xml] fileformat=XML id=false"),
+            thunderstorm.import_table(tmp_path / "noid.xml"),
+        ),
+    }.items():
+        with pytest.raises(FijiBridgeError, match=sentence) as error:
+            call()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "a.gpb").exists()
+
+
+@pytest.mark.parametrize("name", ["JSON", "YAML"])
+def test_an_id_in_a_file_makes_no_column_without_a_name(references, plugin, name, tmp_path):
+    """The plugin reads one of zeros beside the others, and then fails to export its own table."""
+    short = pd.read_csv(references / "short.csv")
+    options = f"filepath=[{tmp_path}/ids] fileformat={name}"
+    thunderstorm.export_table(short, f"{options} id=true")
+    assert set(thunderstorm.import_table(options).columns) == set(short.columns)
+
+
+# Known traps.
+
+
+def test_an_analysis_that_is_cancelled_hands_on_the_frames_done(references, flat):
+    kept = []
+
+    def cancel(stage, done, total):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        thunderstorm.localize(
+            references / "flat.tif", camera=CAMERA, options=made.FLAT, progress=cancel, stopped=kept.append
+        )
+    [table] = kept
+    assert table.attrs["frames"] == 5
+    expected = flat[flat["frame"] <= 5]
+    np.testing.assert_allclose(table[flat.columns].to_numpy(float), expected.to_numpy(float), rtol=1e-6)
+
+
+def test_an_analysis_that_fails_hands_on_the_frames_done(references, flat):
+    """Where a frame has one value everywhere, this threshold finds molecules that cannot be fitted."""
+    stack = tifffile.imread(references / "flat.tif")
+    options = made.FLAT.replace("threshold=std(Wave.F1)", "threshold=std(I)/max(I)")
+    whole = thunderstorm.localize(stack[:6], camera=CAMERA, options=options)
+    stack[6], kept = 100, []
+    with pytest.raises(FijiBridgeError, match="cannot analyse frame 7: "):
+        thunderstorm.localize(stack, camera=CAMERA, options=options, stopped=kept.append)
+    pd.testing.assert_frame_equal(kept[0], whole)
+    assert kept[0].attrs["frames"] == 6
+
+
+def test_uncertainty_with_em_gain_doubles_only_the_photon_term(references, plugin):
+    """Thompson's formula of the plugin (Molecule's emccdThompson), with the excess noise on s² alone."""
+    stack = tifffile.imread(references / "flat.tif")[:6]
+    em = Camera.parse("offset=100.0 isemgain=true gainem=10.0 photons2adu=20.0 pixelsize=100.0")
+    plain, gained = (
+        thunderstorm.localize(stack, camera=camera, options=made.FLAT) for camera in (CAMERA, em)
+    )
+    np.testing.assert_allclose(gained["intensity [photon]"], plain["intensity [photon]"], rtol=1e-6)
+    a, s2 = 100.0, plain["sigma [nm]"] ** 2
+    n, b = plain["intensity [photon]"], plain["bkgstd [photon]"]
+    background = 8 * np.pi * s2**2 * b**2 / (a**2 * n**2)
+    for table, excess in ((plain, 1), (gained, 2)):
+        expected = np.sqrt((excess * s2 + a**2 / 12) / n + background)
+        np.testing.assert_allclose(table["uncertainty [nm]"], expected, rtol=1e-6)
+
+
+def test_curly_quotes_capitals_and_a_later_versions_string_change_nothing(references, flat):
+    recorded = (
+        "filter=“Wavelet filter (B-Spline)” scale=2.0 order=3 detector=[local maximum] Threshold=std(Wave.F1)"
+        " estimator=[PSF: Integrated Gaussian] sigma=1.3 FitRadius=3 method=[Weighted Least squares]"
+        " connectivity=8-neighbourhood numericalderivatives=false renderer=[Histograms] colorize=false"
+    )
+    found = thunderstorm.localize(references / "flat.tif", camera=CAMERA, options=recorded)
+    assert_same(found, references / "flat.csv", 1e-6)
+    later = flat.rename(columns={"uncertainty [nm]": "uncertainty [nm]"})
+    kept = thunderstorm.postprocess(later, "action=filter formula=[uncertainty_xy < 10]")
+    assert 0 < len(kept) == (flat["uncertainty [nm]"] < 10).sum()
+
+
+def test_a_jar_of_another_version_or_damaged_is_told_in_one_sentence(plugin, tmp_path):
+    def jar(name, version):
+        path = tmp_path / name
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("cz/cuni/lf1/lge/ThunderSTORM/AnalysisPlugIn.class", b"no class at all")
+            if version:
+                archive.writestr("plugins.config", f"# Version: {version}\n")
+        return path
+
+    from jpype import JArray, JClass
+
+    for name, version, sentence in (
+        ("later.jar", "1.4-dev", "is ThunderSTORM 1.4-dev and lacks the class ModuleLoader of 1.3"),
+        ("unnamed.jar", None, "is ThunderSTORM of an unknown version and lacks"),
+        ("damaged.jar", "1.3", "is damaged: its class ModuleLoader cannot be loaded"),
+    ):
+        path, URL = jar(name, version), JClass("java.net.URL")
+        loader = JClass("java.net.URLClassLoader")(JArray(URL)([URL(path.as_uri())]))
+        with pytest.raises(FijiBridgeError, match=sentence) as error:
+            jars.Plugin(loader, path)["ModuleLoader"]
+        assert "\n" not in str(error.value)
+    broken = tmp_path / "broken.jar"
+    broken.write_bytes((tmp_path / "later.jar").read_bytes()[:60])
+    with pytest.raises(FijiBridgeError, match="is not a jar file"):
+        jars.require_jar(broken)
+
+
+# The plugin's commands on a display. One run holds all, because each takes seconds.
+
+
+def test_a_macro_of_the_plugins_commands_runs_on_a_display_of_its_own(
+    plugin, display, references, monkeypatch, tmp_path
+):
+    """And ends when a dialog waits for an answer that nobody can give: what was written until then stays."""
+    monkeypatch.setenv("DISPLAY", display)
+    code = made.line("Camera setup", made.CAMERA) + f'open("{references}/flat.tif");\n'
+    code += made.line("Run analysis", f"{made.FLAT} renderer=[No Renderer]")
+    code += made.export(tmp_path / "flat.csv", made.ALL_2D)
+    code += 'showMessage("A question", "is this seen?");'
+    with pytest.raises(
+        FijiBridgeError, match=r"waits in the dialog 'A question', which says: is this seen\?"
+    ):
+        run_macro(code, timeout_s=120)
+    assert (tmp_path / "flat.csv").read_text() == (references / "flat.csv").read_text()
+
+
+def test_a_macro_has_a_time_limit(plugin, display, monkeypatch):
+    monkeypatch.setenv("DISPLAY", display)
+    with pytest.raises(FijiBridgeError, match=r"did not end within 0\.5 s"):
+        run_macro("while (true) wait(100);", timeout_s=0.5)
+
+
+def test_a_macro_needs_a_display(monkeypatch, tmp_path):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    jar = tmp_path / "Thunder_STORM.jar"
+    with zipfile.ZipFile(jar, "w") as archive:
+        archive.writestr("cz/cuni/lf1/lge/ThunderSTORM/AnalysisPlugIn.class", b"")
+    with pytest.raises(FijiBridgeError, match=r"need a display, and DISPLAY is not set; .*install Xvfb"):
+        run_macro("", jar=jar)
