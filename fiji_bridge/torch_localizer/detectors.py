@@ -3,9 +3,16 @@
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
+
+from fiji_bridge.torch_localizer import kernels
+from fiji_bridge.torch_localizer.threads import in_threads
+
+PIXELS_AT_ONCE = 2**17
+"""Of images that a thread searches at a time."""
 
 
 class Detector(Protocol):
@@ -41,6 +48,8 @@ class LocalMaxima:
     diagonal: bool = True
 
     def __call__(self, filtered: Tensor, threshold: Tensor) -> Tensor:  # noqa: D102
+        if filtered.device.type == "cpu":
+            return _maxima(filtered, threshold, 1, self.diagonal)
         padded = pad(filtered, (1, 1, 1, 1), value=-torch.inf)
         across = torch.maximum(padded[:, :, :-2], padded[:, :, 2:])
         if self.diagonal:
@@ -69,11 +78,38 @@ class NonMaximumSuppression:
 
     def __call__(self, filtered: Tensor, threshold: Tensor) -> Tensor:  # noqa: D102
         r = self.radius
+        if filtered.device.type == "cpu":
+            maxima = _maxima(filtered, threshold, r, True, lowest=0.0)
+            inside = (maxima[:, 1:] >= r) & (maxima[:, 1:] < torch.tensor(filtered.shape[:0:-1]) - r)
+            return maxima[inside.all(1)]
         found = (filtered >= threshold[:, None, None]) & (filtered >= 0)
         found &= filtered == max_pool2d(filtered[:, None], 2 * r + 1, stride=1, padding=r)[:, 0]
         inside = torch.zeros_like(found)
         inside[:, r:-r, r:-r] = True
         return _positions(found & inside)
+
+
+def _maxima(
+    filtered: Tensor, threshold: Tensor, radius: int, diagonal: bool, lowest: float = -np.inf
+) -> Tensor:
+    """Do as the detectors above, on the CPU."""
+    images, limits = filtered.contiguous().numpy(), threshold.numpy()
+    at_once = max(1, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+    parts: dict[int, np.ndarray] = {}
+
+    def search(some: slice) -> None:
+        out = np.empty((64 * at_once, 3), np.int64)
+        settings = images[some], limits[some], radius, diagonal, np.float32(lowest)
+        count = kernels.find_maxima(*settings, out)
+        if count > len(out):
+            out = np.empty((count, 3), np.int64)
+            kernels.find_maxima(*settings, out)
+        found = out[:count]
+        found[:, 0] += some.start
+        parts[some.start] = found[np.lexsort(found.T[::-1])]
+
+    in_threads(search, len(images), at_once)
+    return torch.from_numpy(np.concatenate([parts[start] for start in sorted(parts)]))
 
 
 def _positions(mask: Tensor) -> Tensor:

@@ -2,16 +2,20 @@
 
 The minimizer is the Levenberg-Marquardt algorithm of Moré, "The Levenberg-Marquardt algorithm:
 implementation and theory", Lecture Notes in Mathematics 630, 105 (1978), with the trust region, scaling and
-stopping rules of MINPACK, which are also the plugin's. Each step takes every unfinished candidate one trial
-further.
+stopping rules of MINPACK, which are also the plugin's. On a GPU each step takes every unfinished candidate one
+trial further; on a CPU `kernels` does one candidate after another.
 """
 
 import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fiji_bridge.torch_localizer import kernels
+from fiji_bridge.torch_localizer.threads import in_threads
 
 X, Y, SIGMA, INTENSITY, OFFSET = range(5)
 """Columns of physical parameters: position from the central pixel's centre [px], sigma [px], and the
@@ -21,8 +25,8 @@ TOLERANCE = 1e-10
 POINT_TOLERANCE = 1e-9
 MAX_STEPS = 1001
 MAX_TRIALS = 5 * MAX_STEPS
-SPOTS_AT_ONCE = {"cpu": 2**12, "gpu": 2**16}
-"""As many as the processor's caches hold."""
+SPOTS_AT_ONCE = {"cpu": 2**9, "gpu": 2**16}
+"""Spots that a thread of the CPU takes at a time, and a GPU's caches hold."""
 
 WEIGHT_RANGE = 1000.0
 DIMMEST = 1e-6
@@ -30,7 +34,18 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 class Psf(Protocol):
-    """A point spread function in the free parameters of the fit, whose squares keep what must be positive."""
+    """A point spread function in the free parameters of the fit, whose squares keep what must be positive.
+
+    Attributes
+    ----------
+    kind
+        Its number in `kernels`.
+    calibration
+        (12,) numbers that it needs there, if it does.
+    """
+
+    kind: ClassVar[int]
+    calibration: np.ndarray
 
     def free(self, physical: Tensor) -> Tensor:
         """Turn physical parameters (n, 5) into free ones."""
@@ -57,6 +72,9 @@ class Psf(Protocol):
 
 class IntegratedGaussian:
     """Symmetric Gaussian integrated over each pixel; free are x, y, sigma, √intensity and √offset."""
+
+    kind: ClassVar = kernels.INTEGRATED
+    calibration = np.zeros(12)
 
     def free(self, physical: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([physical[:, :INTENSITY], physical[:, INTENSITY:].abs().sqrt()], 1)
@@ -92,6 +110,9 @@ class IntegratedGaussian:
 
 class Gaussian:
     """Symmetric Gaussian sampled at pixel centres; free are x, y, √sigma, √intensity and √offset."""
+
+    kind: ClassVar = kernels.SAMPLED
+    calibration = np.zeros(12)
 
     def free(self, physical: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([physical[:, :SIGMA], physical[:, SIGMA:].abs().sqrt()], 1)
@@ -204,21 +225,29 @@ class Fitter:
     sigma: float
     radius: int
 
-    def __call__(self, pixels: Tensor) -> "Fits":
-        """Fit spots (n, (2·radius + 1)²) float64, y slowest."""
-        grid = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64, device=pixels.device)
-        low, high = pixels.aminmax(dim=1)
+    def __call__(self, pixels: Tensor, base: Tensor | None = None) -> "Fits":
+        """Fit spots.
+
+        Parameters
+        ----------
+        pixels
+            (n, (2·radius + 1)²) float64, y slowest.
+        base
+            Like `pixels`: a known background that the model stands on; the fitted offset comes on top.
+        """
+        above = pixels if base is None else pixels - base
+        low, high = above.aminmax(dim=1)
         start = pixels.new_zeros(len(pixels), 5)
         start[:, SIGMA] = self.sigma
         start[:, INTENSITY] = (high - low) * (2 * math.pi * self.sigma**2)
         start[:, OFFSET] = low
-        free = minimize(self.psf, self.method, self.psf.free(start), pixels, grid)
-        model = torch.cat([self.psf(some, grid)[0] for some in free.split(_at_once(free))])
+        free, model = minimize(self.psf, self.method, self.psf.free(start), pixels, base)
         residual = pixels - model
         return Fits(
             parameters=self.psf.physical(free),
-            residual_spread=(residual - residual.mean(1, keepdim=True)).square().mean(1).sqrt(),
-            chi2=(self.method.weights(pixels) * residual.square()).sum(1),
+            model=model,
+            residual_spread=(residual - residual.mean(1, keepdim=True)).square_().mean(1).sqrt(),
+            chi2=(self.method.weights(pixels) * residual.square_()).sum(1),
         )
 
 
@@ -230,6 +259,8 @@ class Fits:
     ----------
     parameters
         (n, 5) x, y, sigma [px], intensity and offset in the unit of the pixels.
+    model
+        (n, side²) the fitted spot.
     residual_spread
         (n,) standard deviation of pixels minus model.
     chi2
@@ -237,11 +268,14 @@ class Fits:
     """
 
     parameters: Tensor
+    model: Tensor
     residual_spread: Tensor
     chi2: Tensor
 
 
-def minimize(psf: Psf, method: Method, start: Tensor, pixels: Tensor, grid: Tensor) -> Tensor:
+def minimize(
+    psf: Psf, method: Method, start: Tensor, pixels: Tensor, base: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Minimize the misfit over the free parameters of each spot.
 
     Parameters
@@ -251,21 +285,71 @@ def minimize(psf: Psf, method: Method, start: Tensor, pixels: Tensor, grid: Tens
     start
         (n, 5) float64 free parameters to start from.
     pixels
-        (n, side²) float64.
-    grid
-        (side,) pixel positions along each axis.
+        (n, side²) float64, y slowest.
+    base
+        (n, side²) known background.
 
     Returns
     -------
-    Tensor
-        (n, 5) free parameters, not a number where the misfit was not.
+    tuple
+        (n, 5) free parameters, not a number where the misfit was not, and the model (n, side²) there.
     """
+    on_cpu = pixels.device.type == "cpu"
+    return (minimize_one_by_one if on_cpu else minimize_together)(psf, method, start, pixels, base)
+
+
+def minimize_one_by_one(
+    psf: Psf,
+    method: Method,
+    start: Tensor,
+    pixels: Tensor,
+    base: Tensor | None = None,
+    *,
+    emitters: int = 1,
+    shared: bool = False,
+    bounds: tuple[float, float] = (0.0, math.inf),
+) -> tuple[Tensor, Tensor]:
+    """Do as `minimize`, on the CPU; this one can fit several molecules a spot, as `kernels.fit_spots` says."""
+    points, models = np.empty(start.shape), np.empty(pixels.shape)
+    before, data, weights = (t.contiguous().numpy() for t in (start, pixels, method.weights(pixels)))
+    below = np.empty((0, pixels.shape[1])) if base is None else base.contiguous().numpy()
+    stops = np.array([method.first_step, TOLERANCE, POINT_TOLERANCE, MAX_STEPS, MAX_TRIALS])
+
+    def fit(some: slice) -> None:
+        kernels.fit_spots(
+            psf.kind,
+            psf.calibration,
+            method.in_photons,
+            emitters,
+            shared,
+            np.array(bounds),
+            stops,
+            before[some],
+            data[some],
+            below[some],
+            weights[some],
+            points[some],
+            models[some],
+        )
+
+    in_threads(fit, len(data), SPOTS_AT_ONCE["cpu"])
+    return torch.from_numpy(points), torch.from_numpy(models)
+
+
+def minimize_together(
+    psf: Psf, method: Method, start: Tensor, pixels: Tensor, base: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Do as `minimize`, on any device, many spots at a time."""
+    radius = math.isqrt(pixels.shape[1]) // 2
+    grid = torch.arange(-radius, radius + 1, dtype=torch.float64, device=pixels.device)
+    if base is None:
+        base = torch.zeros_like(pixels)
     result = torch.full_like(start, torch.nan)
-    size = _at_once(start)
+    size = SPOTS_AT_ONCE["gpu"]
     chunks = torch.arange(len(start), device=start.device).split(size)
     search = None
     for number, chunk in enumerate(chunks):
-        fresh = _Search.begin(psf, method, grid, chunk, start[chunk], pixels[chunk])
+        fresh = _Search.begin(psf, method, grid, chunk, start[chunk], pixels[chunk], base[chunk])
         search = fresh if search is None else search.join(fresh)
         # A few spots take many steps: they go along with the next chunk.
         few = size // 8 if number < len(chunks) - 1 else 0
@@ -277,18 +361,16 @@ def minimize(psf: Psf, method: Method, start: Tensor, pixels: Tensor, grid: Tens
             if left <= few:
                 break
             search.step(psf, method, grid)
-    return result
-
-
-def _at_once(spots: Tensor) -> int:
-    return SPOTS_AT_ONCE["cpu" if spots.device.type == "cpu" else "gpu"]
+    model = torch.cat([psf(some, grid)[0] for some in result.split(size)]) if len(result) else pixels
+    return result, model + base
 
 
 def _linearize(
-    psf: Psf, method: Method, point: Tensor, pixels: Tensor, weights: Tensor, grid: Tensor
+    psf: Psf, method: Method, point: Tensor, pixels: Tensor, base: Tensor, weights: Tensor, grid: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Misfit (n,), and the triangle (n, 5, 5) and target (n, 5) of the linear problem at `point`."""
     model, derivatives = psf(point, grid)
+    model = model + base
     misfit, roots = method.misfit(pixels, model, weights)
     columns = torch.cat([derivatives, (pixels - model)[:, None]], 1) * roots[:, None]
     return misfit, *_triangulate(columns)
@@ -339,7 +421,7 @@ class _Search:
     ----------
     index
         Number of the spot.
-    pixels, weights
+    pixels, base, weights
         What is fitted.
     point, misfit, triangle, target
         Where it stands, and the linear problem there.
@@ -359,6 +441,7 @@ class _Search:
 
     index: Tensor
     pixels: Tensor
+    base: Tensor
     weights: Tensor
     point: Tensor
     misfit: Tensor
@@ -375,10 +458,17 @@ class _Search:
 
     @classmethod
     def begin(
-        cls, psf: Psf, method: Method, grid: Tensor, index: Tensor, start: Tensor, pixels: Tensor
+        cls,
+        psf: Psf,
+        method: Method,
+        grid: Tensor,
+        index: Tensor,
+        start: Tensor,
+        pixels: Tensor,
+        base: Tensor,
     ) -> "_Search":
         weights = method.weights(pixels)
-        misfit, triangle, target = _linearize(psf, method, start, pixels, weights, grid)
+        misfit, triangle, target = _linearize(psf, method, start, pixels, base, weights, grid)
         scale = _lengths(triangle)
         scale = torch.where(scale == 0, 1.0, scale)
         length = (scale * start).norm(dim=1)
@@ -386,6 +476,7 @@ class _Search:
         return cls(
             index=index,
             pixels=pixels,
+            base=base,
             weights=weights,
             point=start,
             misfit=misfit,
@@ -411,7 +502,9 @@ class _Search:
         """Try one point for each spot, go there if it is better, and change the trust region."""
         step = self._propose()
         point = self.point + step
-        misfit, triangle, target = _linearize(psf, method, point, self.pixels, self.weights, grid)
+        misfit, triangle, target = _linearize(
+            psf, method, point, self.pixels, self.base, self.weights, grid
+        )
         before, first = self.misfit, self.steps == 0
         length = (self.scale * step).norm(dim=1)
         self.reach = torch.where(first, torch.minimum(self.reach, length), self.reach)

@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.torch_localizer import kernels
 
 Evaluate = Callable[[dict[str, Tensor]], Tensor]
 
@@ -20,19 +22,30 @@ class _Term:
     evaluate: Evaluate
 
 
-def _median(pixels: Tensor) -> Tensor:
-    ordered, middle = pixels.sort(1).values, pixels.shape[1] // 2
+def _median(images: Tensor) -> Tensor:
+    ordered = images.flatten(1).sort(1).values.double()
+    middle = ordered.shape[1] // 2
     return (ordered[:, middle] + ordered[:, ~middle]) / 2
 
 
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sample variance of each image."""
+    if images.device.type == "cpu":
+        mean, variance = np.empty((2, len(images)))
+        kernels.moments(images.contiguous().numpy(), mean, variance)
+        return torch.from_numpy(mean), torch.from_numpy(variance)
+    pixels = images.flatten(1).double()
+    return pixels.mean(1), pixels.var(1)
+
+
 _STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": lambda pixels: pixels.mean(1),
+    "mean": lambda images: _moments(images)[0],
     "median": _median,
-    "std": lambda pixels: pixels.std(1),
-    "var": lambda pixels: pixels.var(1),
-    "max": lambda pixels: pixels.amax(1),
-    "min": lambda pixels: pixels.amin(1),
-    "sum": lambda pixels: pixels.sum(1),
+    "std": lambda images: _moments(images)[1].sqrt(),
+    "var": lambda images: _moments(images)[1],
+    "max": lambda images: images.amax((1, 2)).double(),
+    "min": lambda images: images.amin((1, 2)).double(),
+    "sum": lambda images: images.sum((1, 2), dtype=torch.float64),
 }
 _OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "+": torch.add,
@@ -156,7 +169,7 @@ class _Parser:
         if not argument.is_image:
             return argument
         statistic = _STATISTICS[name]
-        return _Term(False, lambda v: statistic(argument.evaluate(v).flatten(1).double())[:, None, None])
+        return _Term(False, lambda v: statistic(argument.evaluate(v))[:, None, None])
 
     def _variable(self, name: str) -> _Term:
         owner = ""
