@@ -7,6 +7,7 @@ import pytest
 
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej import session
+from fiji_bridge.thunderstorm import jar as jars
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -46,5 +47,19 @@ def imagej() -> session.ImageJ:
         return session.start()
     except FijiBridgeError as error:
         if session.imagej_cached() is None and "Maven Central" in str(error):
+            pytest.skip(str(error))
+        raise
+
+
+@pytest.fixture(scope="module")
+def plugin() -> jars.Plugin:
+    """The user's own ThunderSTORM; without one there is nothing to compare with."""
+    java = session.find_java()
+    if java is None or not java.recent_enough:
+        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
+    try:
+        return jars.load()
+    except FijiBridgeError as error:
+        if jars.find_jar() is None or (session.imagej_cached() is None and "Maven Central" in str(error)):
             pytest.skip(str(error))
         raise

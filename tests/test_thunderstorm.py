@@ -12,7 +12,6 @@ import tifffile
 from fiji_bridge import thunderstorm
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.imagej import session
 from fiji_bridge.thunderstorm import jar as jars
 
 FRAMES = {"mfa": 1, "gauss": 3}
@@ -45,22 +44,6 @@ class Reference:
     def localize(self, name="default", frames=None, **options):
         options.setdefault("options", self.runs[name]["options"])
         return thunderstorm.localize(self.stack[:frames], camera=self.camera, **options)
-
-
-@pytest.fixture(scope="module")
-def plugin():
-    """The user's own plugin; without one there is nothing to compare with."""
-    java = session.find_java()
-    if java is None or not java.recent_enough:
-        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
-    try:
-        return jars.load()
-    except FijiBridgeError as error:
-        if thunderstorm.find_jar() is None or (
-            session.imagej_cached() is None and "Maven Central" in str(error)
-        ):
-            pytest.skip(str(error))
-        raise
 
 
 @pytest.fixture(scope="module")
