@@ -15,7 +15,6 @@ import pandas as pd
 from scipy.spatial import cKDTree
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.localizations import read_localizations
 from fiji_bridge.stack import open_stack
 from fiji_bridge.torch_localizer import localize
@@ -77,10 +76,7 @@ def main() -> None:
         for run, settings in reference["runs"].items():
             if "post" in settings:
                 continue
-            try:
-                ours = localize(stack, camera=camera, options=settings["options"], device=arguments.device)
-            except FijiBridgeError:  # what only the plugin has
-                continue
+            ours = localize(stack, camera=camera, options=settings["options"], device=arguments.device)
             rows.append({"run": f"{name}/{run}", **compare(ours, read_localizations(folder / f"{run}.csv"))})
     print("Shares of rows; 99th percentiles of distances and of relative differences of the other columns.")
     print(pd.DataFrame(rows).set_index("run").to_string(float_format=lambda value: f"{value:.4g}"))

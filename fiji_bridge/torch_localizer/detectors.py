@@ -1,5 +1,6 @@
 """Detectors: which pixels of a filtered frame are candidates for a molecule."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torch.nn.functional import max_pool2d, pad
 
 from fiji_bridge.torch_localizer import kernels
 from fiji_bridge.torch_localizer.threads import in_threads
+from fiji_bridge.torch_localizer.watershed import watershed
 
 PIXELS_AT_ONCE = 2**17
 """Of images that a thread searches at a time."""
@@ -31,7 +33,7 @@ class Detector(Protocol):
         Returns
         -------
         Tensor
-            (candidates, 3) int64 of frame, x and y, in this order of significance, which is the plugin's.
+            (candidates, 3) float64 of frame, x and y [px], in the plugin's order.
         """
 
 
@@ -89,6 +91,43 @@ class NonMaximumSuppression:
         return _positions(found & inside)
 
 
+@dataclass(frozen=True)
+class ConnectedComponents:
+    """Centroids of the patches of pixels at or above the threshold; corners connect.
+
+    Parameters
+    ----------
+    watershed
+        Whether patches are cut along the valleys between their maxima.
+    """
+
+    watershed: bool = False
+
+    def __call__(self, filtered: Tensor, threshold: Tensor) -> Tensor:  # noqa: D102
+        from scipy.ndimage import label
+
+        device = filtered.device
+        images = filtered.cpu().contiguous().numpy()
+        above = (images >= threshold.cpu().numpy()[:, None, None]) & (images != 0)
+        if self.watershed:
+            segments = np.empty(images.shape, np.bool_)
+
+            def cut(some: slice) -> None:
+                watershed(np.where(above[some], images[some], np.float32(0)), segments[some])
+
+            in_threads(cut, len(images), max(1, PIXELS_AT_ONCE // math.prod(images.shape[1:])))
+            above &= segments
+        # The plugin looks for patches column by column.
+        connected = np.zeros((3, 3, 3), np.bool_)
+        connected[1] = True
+        labels, count = label(above.transpose(0, 2, 1), connected)
+        frame, x, y = np.nonzero(labels)
+        member = labels[frame, x, y] - 1
+        pixels = np.bincount(member, minlength=count)
+        centres = [np.bincount(member, weights=along, minlength=count) / pixels for along in (frame, x, y)]
+        return torch.from_numpy(np.stack(centres, 1)).to(device)
+
+
 def _maxima(
     filtered: Tensor, threshold: Tensor, radius: int, diagonal: bool, lowest: float = -np.inf
 ) -> Tensor:
@@ -109,8 +148,8 @@ def _maxima(
         parts[some.start] = found[np.lexsort(found.T[::-1])]
 
     in_threads(search, len(images), at_once)
-    return torch.from_numpy(np.concatenate([parts[start] for start in sorted(parts)]))
+    return torch.from_numpy(np.concatenate([parts[start] for start in sorted(parts)])).double()
 
 
 def _positions(mask: Tensor) -> Tensor:
-    return mask.transpose(1, 2).nonzero()
+    return mask.transpose(1, 2).nonzero().double()

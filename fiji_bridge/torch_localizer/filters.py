@@ -46,8 +46,8 @@ class Filter(Protocol):
 class NoFilter:
     """Leaves frames as they are."""
 
-    name: ClassVar = "empty"
-    variables: ClassVar = ("I", "F")
+    name: ClassVar[str] = "empty"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         return {"I": frames, "F": frames}
@@ -65,8 +65,8 @@ class BoxFilter:
 
     size: int = 3
 
-    name: ClassVar = "Box"
-    variables: ClassVar = ("I", "F")
+    name: ClassVar[str] = "Box"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         return {"I": frames, "F": convolve(frames, _box(self.size))}
@@ -85,8 +85,8 @@ class DifferenceOfBoxes:
     size1: int = 3
     size2: int = 5
 
-    name: ClassVar = "DoB"
-    variables: ClassVar = ("I", "F", "B1", "B2")
+    name: ClassVar[str] = "DoB"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F", "B1", "B2")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         first, second = (convolve(frames, _box(size)) for size in (self.size1, self.size2))
@@ -105,8 +105,8 @@ class GaussianFilter:
 
     sigma: float = 1.6
 
-    name: ClassVar = "Gauss"
-    variables: ClassVar = ("I", "F")
+    name: ClassVar[str] = "Gauss"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         return {"I": frames, "F": convolve(frames, _gaussian(_size(self.sigma), self.sigma))}
@@ -114,7 +114,7 @@ class GaussianFilter:
 
 @dataclass(frozen=True)
 class LoweredGaussianFilter:
-    """Convolution with a Gaussian lowered to a mean of zero, the matched filter of a spot on a flat background.
+    """Convolution with a Gaussian less its mean, the matched filter of a spot on a flat background.
 
     Parameters
     ----------
@@ -124,8 +124,8 @@ class LoweredGaussianFilter:
 
     sigma: float = 1.6
 
-    name: ClassVar = "LowGauss"
-    variables: ClassVar = ("I", "F")
+    name: ClassVar[str] = "LowGauss"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         gaussian = _gaussian(_size(self.sigma), self.sigma)
@@ -148,8 +148,8 @@ class DifferenceOfGaussians:
     sigma1: float = 1.0
     sigma2: float = 1.6
 
-    name: ClassVar = "DoG"
-    variables: ClassVar = ("I", "F", "G1", "G2")
+    name: ClassVar[str] = "DoG"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F", "G1", "G2")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         size = _size(max(self.sigma1, self.sigma2))
@@ -172,8 +172,8 @@ class MedianFilter:
     size: int = 3
     cross: bool = False
 
-    name: ClassVar = "Med"
-    variables: ClassVar = ("I", "F")
+    name: ClassVar[str] = "Med"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F")
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         before, after = self.size // 2, self.size - 1 - self.size // 2
@@ -222,8 +222,8 @@ class WaveletFilter:
     scale: float = 2.0
     kernel: tuple[float, ...] = field(init=False, repr=False)
 
-    name: ClassVar = "Wave"
-    variables: ClassVar = ("I", "F", "F1", "F2")
+    name: ClassVar[str] = "Wave"
+    variables: ClassVar[tuple[str, ...]] = ("I", "F", "F1", "F2")
 
     def __post_init__(self) -> None:
         if self.order < 1 or not 0 < self.scale < math.inf:
@@ -235,7 +235,9 @@ class WaveletFilter:
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         weights = np.array(self.kernel, np.float32)
         if frames.device.type == "cpu":
-            first_rest, second_rest, difference = _in_threads(kernels.wavelet_planes, frames, weights, outputs=3)
+            first_rest, second_rest, difference = _in_threads(
+                kernels.wavelet_planes, frames, weights, outputs=3
+            )
             return {"I": frames, "F": difference, "F1": first_rest, "F2": second_rest}
         margin = len(self.kernel) - 1
         padded = pad(frames[:, None], [margin] * 4, mode="replicate")[:, 0]
@@ -265,7 +267,9 @@ def convolve(frames: Tensor, weights: np.ndarray, *, step: int = 1, replicate: b
     return _in_threads(kernels.convolve_frames, frames, weights, step, replicate)[0]
 
 
-def _in_threads(kernel: Callable[..., None], frames: Tensor, *settings: object, outputs: int = 1) -> list[Tensor]:
+def _in_threads(
+    kernel: Callable[..., None], frames: Tensor, *settings: object, outputs: int = 1
+) -> list[Tensor]:
     given = frames.contiguous().numpy()
     out = [np.empty_like(given) for _ in range(outputs)]
 

@@ -2,11 +2,12 @@
 
 The minimizer is the Levenberg-Marquardt algorithm of Moré, "The Levenberg-Marquardt algorithm:
 implementation and theory", Lecture Notes in Mathematics 630, 105 (1978), with the trust region, scaling and
-stopping rules of MINPACK, which are also the plugin's. On a GPU each step takes every unfinished candidate one
-trial further; on a CPU `kernels` does one candidate after another.
+stopping rules of MINPACK, which are also the plugin's. On a GPU each step takes every unfinished candidate
+one trial further; on a CPU `kernels` does one candidate after another.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -53,6 +54,12 @@ class Psf(Protocol):
     def physical(self, free: Tensor) -> Tensor:
         """Turn free parameters (n, 5) into physical ones."""
 
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:
+        """Guess physical parameters (n, 5) from the darkest and the brightest pixels (n,) of spots."""
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:
+        """Name what the parameters after x and y say."""
+
     def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate on a square of pixels.
 
@@ -81,6 +88,12 @@ class IntegratedGaussian:
 
     def physical(self, free: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([free[:, :SIGMA], free[:, SIGMA : SIGMA + 1].abs(), free[:, INTENSITY:].square()], 1)
+
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
+        return _symmetric_start(low, high, sigma)
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return dict(zip(("sigma", "intensity", "offset"), physical[:, SIGMA:].unbind(1), strict=True))
 
     def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         sigma, root_intensity, root_offset = (
@@ -120,6 +133,12 @@ class Gaussian:
     def physical(self, free: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([free[:, :SIGMA], free[:, SIGMA:].square()], 1)
 
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
+        return _symmetric_start(low, high, sigma)
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return dict(zip(("sigma", "intensity", "offset"), physical[:, SIGMA:].unbind(1), strict=True))
+
     def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         sigma, root_intensity, root_offset = (
             free[:, SIGMA, None].square(),
@@ -139,6 +158,75 @@ class Gaussian:
         derivatives[:, INTENSITY] = 2 * root_intensity * spot
         derivatives[:, OFFSET] = 2 * root_offset
         return root_offset.square() + intensity * spot, derivatives
+
+
+class Astigmatic:
+    """Elliptical Gaussian sampled at pixel centres, whose widths are those of a calibrated lens at z.
+
+    The third parameter is z [nm] and the intensity the height [unit of the pixels]; free are x, y, z, √height
+    and √offset.
+
+    Parameters
+    ----------
+    calibration
+        See `read_calibration`.
+    """
+
+    kind: ClassVar = kernels.ASTIGMATIC
+
+    def __init__(self, calibration: np.ndarray) -> None:
+        self.calibration = calibration
+
+    def free(self, physical: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([physical[:, :INTENSITY], physical[:, INTENSITY:].abs().sqrt()], 1)
+
+    def physical(self, free: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([free[:, :INTENSITY], free[:, INTENSITY:].square()], 1)
+
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
+        zero = torch.zeros_like(low)
+        return torch.stack([zero, zero, zero, high - low, low], 1)
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        z, height, offset = physical[:, SIGMA:].unbind(1)
+        sigma1, sigma2 = (self._squared_width(axis, z)[0].sqrt() for axis in (0, 1))
+        intensity = height * 2 * math.pi * sigma1 * sigma2
+        return {"z": z, "sigma1": sigma1, "sigma2": sigma2, "intensity": intensity, "offset": offset}
+
+    def _squared_width(self, axis: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared width [px²] of an axis, and its derivative by z."""
+        w0, a, b, c, d = self.calibration[2 + 5 * axis : 7 + 5 * axis].tolist()
+        if self.calibration[0] == 0:
+            width = b + a * (z - c).square() + d * (z - c).pow(3)
+            return width.square(), 2 * width * (2 * a * (z - c) + 3 * d * (z - c).square())
+        u = (z - c) / d
+        slope = (2 * u + 3 * a * u.square() + 4 * b * u.pow(3)) / d
+        return w0**2 / 4 * (1 + u.square() + a * u.pow(3) + b * u.pow(4)), w0**2 / 4 * slope
+
+    def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        x, y, z, root, root_offset = (free[:, k, None, None] for k in range(5))
+        cosine, sine = math.cos(self.calibration[1]), math.sin(self.calibration[1])
+        dx, dy = grid - x, grid[:, None] - y
+        (first, first_slope), (second, second_slope) = (self._squared_width(axis, z) for axis in (0, 1))
+        u, v = (dx * cosine - dy * sine) / first, (dx * sine + dy * cosine) / second
+        spot = torch.exp(-0.5 * (u.square() * first + v.square() * second))
+        height = root.square()
+        derivatives = torch.stack(
+            [
+                height * spot * (u * cosine + v * sine),
+                height * spot * (v * cosine - u * sine),
+                0.5 * height * spot * (u.square() * first_slope + v.square() * second_slope),
+                2 * root * spot,
+                (2 * root_offset).expand_as(spot),
+            ],
+            1,
+        )
+        return (root_offset.square() + height * spot).flatten(1), derivatives.flatten(2)
+
+
+def _symmetric_start(low: Tensor, high: Tensor, sigma: float) -> Tensor:
+    zero = torch.zeros_like(low)
+    return torch.stack([zero, zero, zero + sigma, (high - low) * (2 * math.pi * sigma**2), low], 1)
 
 
 class Method(Protocol):
@@ -225,30 +313,144 @@ class Fitter:
     sigma: float
     radius: int
 
-    def __call__(self, pixels: Tensor, base: Tensor | None = None) -> "Fits":
+    def __call__(
+        self,
+        pixels: Tensor,
+        at: Tensor | None = None,
+        noise: "SpotNoise | None" = None,
+        *,
+        limits: tuple[float, float] = (0.0, math.inf),
+    ) -> "Fits":
         """Fit spots.
 
         Parameters
         ----------
         pixels
-            (n, (2·radius + 1)²) float64, y slowest.
-        base
-            Like `pixels`: a known background that the model stands on; the fitted offset comes on top.
+            (n, side²) float64, y slowest.
+        at
+            (n, 2) x and y to start from, from the central pixel's centre [px]; left out, the centre.
+        noise
+            What is known of the pixels.
+        limits
+            Between which the intensity is kept.
         """
-        above = pixels if base is None else pixels - base
-        low, high = above.aminmax(dim=1)
-        start = pixels.new_zeros(len(pixels), 5)
-        start[:, SIGMA] = self.sigma
-        start[:, INTENSITY] = (high - low) * (2 * math.pi * self.sigma**2)
-        start[:, OFFSET] = low
-        free, model = minimize(self.psf, self.method, self.psf.free(start), pixels, base)
-        residual = pixels - model
+        noise = noise or SpotNoise()
+        above = pixels if noise.background is None else pixels - noise.background
+        start = self.psf.start(*above.aminmax(dim=1), self.sigma)
+        if at is not None:
+            start[:, :SIGMA] = at
+        return self._fit(self.psf.free(start), pixels, noise, limits=limits)
+
+    def with_one_more(
+        self,
+        before: "Fits",
+        pixels: Tensor,
+        noise: "SpotNoise",
+        *,
+        emitters: int,
+        shared: bool,
+        limits: tuple[float, float],
+    ) -> "Fits":
+        """Fit a molecule more than `before` has, which starts where the fit leaves most light.
+
+        Parameters
+        ----------
+        before
+            The fits of ``emitters - 1`` molecules.
+        pixels, noise, limits
+            As for a single molecule; on the CPU.
+        emitters, shared
+            How many molecules, and whether they have one intensity.
+        """
+        residual = pixels - before.model
+        side = math.isqrt(pixels.shape[1])
+        low, high = residual.aminmax(dim=1)
+        new = self.psf.start(low, high, self.sigma)
+        brightest = residual.argmax(1)
+        new[:, X], new[:, Y] = brightest % side - side // 2, brightest // side - side // 2
+        old = before.parameters.reshape(len(pixels), -1, 5).clone()
+        # Fits of too few molecules are too wide and too bright.
+        old[:, :, SIGMA] = self.psf.start(low, high, self.sigma)[:, None, SIGMA]
+        share = old[:, :, INTENSITY].sum(1) / emitters
+        molecules = torch.cat([old, new[:, None]], 1)
+        molecules[:, :, INTENSITY] = share[:, None]
+        free = self.psf.free(molecules.flatten(0, 1)).reshape(len(pixels), emitters, 5)
+        offset = free[:, :1, OFFSET]
+        if shared:
+            parts = [free[:, :, :INTENSITY].flatten(1), free[:, :1, INTENSITY], offset]
+        else:
+            parts = [free[:, :, :OFFSET].flatten(1), offset]
+        return self._fit(torch.cat(parts, 1), pixels, noise, emitters=emitters, shared=shared, limits=limits)
+
+    def _fit(
+        self,
+        start: Tensor,
+        pixels: Tensor,
+        noise: "SpotNoise",
+        *,
+        emitters: int = 1,
+        shared: bool = False,
+        limits: tuple[float, float] = (0.0, math.inf),
+    ) -> "Fits":
+        # Read noise of variance v is as good as Poisson noise of v photons more, in the pixels and the model
+        # (Huang et al., Nat. Methods 10, 653 (2013)); squares have it in their weights.
+        noisy = pixels if noise.variance is None else pixels + noise.variance
+        weights = self.method.weights(noisy)
+        base, data = noise.background, pixels
+        if self.method.in_photons and noise.variance is not None:
+            base, data = noise.variance if base is None else base + noise.variance, noisy
+        if pixels.device.type == "cpu":
+            bounds = (math.sqrt(limits[0]), math.sqrt(limits[1]))
+            free, model = minimize_one_by_one(
+                self.psf, self.method, start, data, weights, base,
+                emitters=emitters, shared=shared, bounds=bounds,
+            )  # fmt: skip
+        else:
+            free, model = minimize_together(self.psf, self.method, start, data, weights, base)
+        misfit = self.method.misfit(data, model, weights)[0]
+        residual = data - model
+        parameters = self.psf.physical(_molecules(free, emitters, shared).flatten(0, 1))
         return Fits(
-            parameters=self.psf.physical(free),
-            model=model,
+            free=free,
+            parameters=parameters if emitters == 1 else parameters.reshape(-1, emitters, 5),
+            model=pixels - residual,
+            misfit=torch.where(free[:, 0].isnan(), torch.inf, misfit),
             residual_spread=(residual - residual.mean(1, keepdim=True)).square_().mean(1).sqrt(),
-            chi2=(self.method.weights(pixels) * residual.square_()).sum(1),
+            chi2=(weights * residual.square_()).sum(1),
         )
+
+
+@dataclass(frozen=True)
+class SpotNoise:
+    """What is known of the pixels of spots.
+
+    Parameters
+    ----------
+    background
+        (n, side²) light that does not come from the molecules; the fitted offset comes on top.
+    variance
+        (n, side²) of the noise besides that of the light.
+    """
+
+    background: Tensor | None = None
+    variance: Tensor | None = None
+
+    def cpu(self) -> "SpotNoise":
+        """Give the same on the CPU."""
+        return self._each(lambda values: values.cpu())
+
+    def __getitem__(self, index: Tensor | slice) -> "SpotNoise":
+        return self._each(lambda values: values[index])
+
+    def scaled(self, unit: float) -> "SpotNoise":
+        """Give the same in pixels `unit` times as large."""
+        return SpotNoise(
+            None if self.background is None else self.background * unit,
+            None if self.variance is None else self.variance * unit**2,
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "SpotNoise":
+        return SpotNoise(*(None if v is None else change(v) for v in (self.background, self.variance)))
 
 
 @dataclass(frozen=True)
@@ -257,45 +459,91 @@ class Fits:
 
     Parameters
     ----------
+    free
+        (n, p) free parameters, as in `kernels.fit_spots`.
     parameters
-        (n, 5) x, y, sigma [px], intensity and offset in the unit of the pixels.
+        (n, 5) physical parameters, (n, m, 5) if there are several molecules a spot.
     model
         (n, side²) the fitted spot.
+    misfit
+        (n,) deviance or sum of squares; infinite where the fit failed.
     residual_spread
         (n,) standard deviation of pixels minus model.
     chi2
         (n,) weighted sum of squared residuals.
     """
 
+    free: Tensor
     parameters: Tensor
     model: Tensor
+    misfit: Tensor
     residual_spread: Tensor
     chi2: Tensor
 
 
-def minimize(
-    psf: Psf, method: Method, start: Tensor, pixels: Tensor, base: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Minimize the misfit over the free parameters of each spot.
+def _molecules(free: Tensor, emitters: int, shared: bool) -> Tensor:
+    """Give each molecule's own free parameters, (n, m, 5)."""
+    own = free[:, :-2].reshape(-1, emitters, 3) if shared else free[:, :-1].reshape(-1, emitters, 4)
+    common = free[:, -2:] if shared else free[:, -1:]
+    return torch.cat([own, common[:, None].expand(-1, emitters, -1)], 2)
+
+
+def cramer_rao_bounds(
+    psf: Psf,
+    free: Tensor,
+    photons: float,
+    noise: SpotNoise,
+    *,
+    side: int,
+    emitters: int = 1,
+    shared: bool = False,
+) -> dict[str, Tensor]:
+    """Give the Cramér-Rao bounds of unbiased estimates from Poisson noise at the fitted parameters.
+
+    Ober et al., Biophys. J. 86, 1185 (2004), equations 5 and 6; all parameters of the fit are unknown.
 
     Parameters
     ----------
-    psf, method
-        What is fitted and how its misfit is measured.
-    start
-        (n, 5) float64 free parameters to start from.
-    pixels
-        (n, side²) float64, y slowest.
-    base
-        (n, side²) known background.
+    psf, free, emitters, shared
+        What was fitted, and the free parameters (n, p) found.
+    photons
+        Photons that a unit of the pixels stands for.
+    noise
+        What was known of the pixels, in their unit.
+    side
+        Of the square of pixels.
 
     Returns
     -------
-    tuple
-        (n, 5) free parameters, not a number where the misfit was not, and the model (n, side²) there.
+    dict
+        (n, m) standard deviations ``uncertainty_x`` and so on, m molecules a spot, in the units of
+        `Psf.describe`.
     """
-    on_cpu = pixels.device.type == "cpu"
-    return (minimize_one_by_one if on_cpu else minimize_together)(psf, method, start, pixels, base)
+    points = free.cpu().clone()
+    roots = [p for p in range(points.shape[1] - 1) if p == 3 * emitters or (not shared and p % 4 == 3)]
+    points[:, [*roots, -1]] *= math.sqrt(photons)
+    known = noise.cpu().scaled(photons)
+    parts = [part for part in (known.background, known.variance) if part is not None]
+    base = sum(parts).contiguous().numpy() if parts else np.empty((0, side**2))
+    given, variances = points.contiguous().numpy(), np.empty(points.shape)
+
+    def work(some: slice) -> None:
+        kernels.cramer_rao(
+            psf.kind, psf.calibration, emitters, shared, side, given[some], base[some], variances[some]
+        )
+
+    in_threads(work, len(given), SPOTS_AT_ONCE["cpu"])
+    own = _molecules(torch.from_numpy(variances).sqrt(), emitters, shared)
+    root = _molecules(points, emitters, shared)[:, :, INTENSITY]
+    bounds = {
+        "uncertainty_x": own[:, :, X],
+        "uncertainty_y": own[:, :, Y],
+        "uncertainty_intensity": 2 * root.abs() * own[:, :, INTENSITY] / photons,
+    }
+    if isinstance(psf, Astigmatic):
+        bounds["uncertainty_z"] = own[:, :, SIGMA]
+        del bounds["uncertainty_intensity"]
+    return {name: values.to(free.device) for name, values in bounds.items()}
 
 
 def minimize_one_by_one(
@@ -303,15 +551,35 @@ def minimize_one_by_one(
     method: Method,
     start: Tensor,
     pixels: Tensor,
+    weights: Tensor,
     base: Tensor | None = None,
     *,
     emitters: int = 1,
     shared: bool = False,
     bounds: tuple[float, float] = (0.0, math.inf),
 ) -> tuple[Tensor, Tensor]:
-    """Do as `minimize`, on the CPU; this one can fit several molecules a spot, as `kernels.fit_spots` says."""
+    """Minimize the misfit over the free parameters of each spot, on the CPU.
+
+    Parameters
+    ----------
+    psf, method
+        What is fitted and how its misfit is measured.
+    start
+        (n, p) float64 free parameters to start from.
+    pixels, weights
+        (n, side²) float64, y slowest, and their weights.
+    base
+        (n, side²) known background.
+    emitters, shared, bounds
+        See `kernels.fit_spots`.
+
+    Returns
+    -------
+    tuple
+        (n, p) free parameters, not a number where the misfit was not, and the model (n, side²) there.
+    """
     points, models = np.empty(start.shape), np.empty(pixels.shape)
-    before, data, weights = (t.contiguous().numpy() for t in (start, pixels, method.weights(pixels)))
+    before, data, known = (t.contiguous().numpy() for t in (start, pixels, weights))
     below = np.empty((0, pixels.shape[1])) if base is None else base.contiguous().numpy()
     stops = np.array([method.first_step, TOLERANCE, POINT_TOLERANCE, MAX_STEPS, MAX_TRIALS])
 
@@ -327,7 +595,7 @@ def minimize_one_by_one(
             before[some],
             data[some],
             below[some],
-            weights[some],
+            known[some],
             points[some],
             models[some],
         )
@@ -337,9 +605,9 @@ def minimize_one_by_one(
 
 
 def minimize_together(
-    psf: Psf, method: Method, start: Tensor, pixels: Tensor, base: Tensor | None = None
+    psf: Psf, method: Method, start: Tensor, pixels: Tensor, weights: Tensor, base: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Do as `minimize`, on any device, many spots at a time."""
+    """Do as `minimize_one_by_one`, on any device, many spots of one molecule at a time."""
     radius = math.isqrt(pixels.shape[1]) // 2
     grid = torch.arange(-radius, radius + 1, dtype=torch.float64, device=pixels.device)
     if base is None:
@@ -349,7 +617,8 @@ def minimize_together(
     chunks = torch.arange(len(start), device=start.device).split(size)
     search = None
     for number, chunk in enumerate(chunks):
-        fresh = _Search.begin(psf, method, grid, chunk, start[chunk], pixels[chunk], base[chunk])
+        some = (start[chunk], pixels[chunk], weights[chunk], base[chunk])
+        fresh = _Search.begin(psf, method, grid, chunk, *some)
         search = fresh if search is None else search.join(fresh)
         # A few spots take many steps: they go along with the next chunk.
         few = size // 8 if number < len(chunks) - 1 else 0
@@ -465,9 +734,9 @@ class _Search:
         index: Tensor,
         start: Tensor,
         pixels: Tensor,
+        weights: Tensor,
         base: Tensor,
     ) -> "_Search":
-        weights = method.weights(pixels)
         misfit, triangle, target = _linearize(psf, method, start, pixels, base, weights, grid)
         scale = _lengths(triangle)
         scale = torch.where(scale == 0, 1.0, scale)
@@ -502,9 +771,7 @@ class _Search:
         """Try one point for each spot, go there if it is better, and change the trust region."""
         step = self._propose()
         point = self.point + step
-        misfit, triangle, target = _linearize(
-            psf, method, point, self.pixels, self.base, self.weights, grid
-        )
+        misfit, triangle, target = _linearize(psf, method, point, self.pixels, self.base, self.weights, grid)
         before, first = self.misfit, self.steps == 0
         length = (self.scale * step).norm(dim=1)
         self.reach = torch.where(first, torch.minimum(self.reach, length), self.reach)

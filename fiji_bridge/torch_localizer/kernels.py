@@ -43,8 +43,20 @@ _ERFC = tuple(chebyshev.cheb2poly(chebyshev.chebinterpolate(_scaled_complement, 
 
 
 @njit(**_OPTIONS)
-def fit_spots(  # noqa: PLR0913
-    kind, calibration, likelihood, emitters, shared, bounds, stops, start, pixels, base, weights, points, models
+def fit_spots(
+    kind,
+    calibration,
+    likelihood,
+    emitters,
+    shared,
+    bounds,
+    stops,
+    start,
+    pixels,
+    base,
+    weights,
+    points,
+    models,
 ):
     """Minimize the misfit of each spot.
 
@@ -53,7 +65,7 @@ def fit_spots(  # noqa: PLR0913
     kind
         ``INTEGRATED``, ``SAMPLED`` or ``ASTIGMATIC``.
     calibration
-        (11,) float64, of the astigmatic kind: see `fitting.Astigmatic`.
+        (12,) float64, of the astigmatic kind: see `calibration.read_calibration`.
     likelihood
         Whether the misfit is the Poisson deviance and not the weighted sum of squares.
     emitters, shared
@@ -172,6 +184,37 @@ def fit_spots(  # noqa: PLR0913
 
 
 @njit(**_OPTIONS)
+def cramer_rao(kind, calibration, emitters, shared, side, points, base, variances):
+    """Give the variance bound of each free parameter: the diagonal of the Fisher information's inverse.
+
+    The parameters are as in `fit_spots`, in photons; `variances` is overwritten.
+    """
+    m, p = side * side, points.shape[1]
+    axes, edges = np.empty((2, 3, side)), np.empty((4, 2 * side + 2))
+    shapes, logs, mean = np.empty((emitters, 4, m)), np.empty((2, m)), np.empty(m)
+    columns, rows, inverse = np.empty((p + 1, m)), np.empty((p, p + 1)), np.empty((p, p))
+    flat, unbounded = np.zeros(m), np.array([0.0, np.inf])
+    for n in range(points.shape[0]):
+        below = base[n] if base.shape[0] > 0 else flat
+        _linearize(
+            kind, calibration, True, emitters, shared, unbounded, points[n], flat, 0.0, below, flat,
+            axes, edges, shapes, logs, mean, columns, rows,
+        )  # fmt: skip
+        # The information is RᵀR, and its inverse the product of R's inverse with that's transpose.
+        for k in range(p):
+            for i in range(p - 1, -1, -1):
+                total = 1.0 if i == k else 0.0
+                for j in range(i + 1, p):
+                    total -= rows[i, j] * inverse[j, k]
+                inverse[i, k] = total / rows[i, i] if i <= k else 0.0
+        for i in range(p):
+            total = 0.0
+            for k in range(p):
+                total += inverse[i, k] ** 2
+            variances[n, i] = total
+
+
+@njit(**_OPTIONS)
 def _keep_within(point, bounds, emitters, shared):
     if bounds[1] == math.inf:
         return
@@ -187,7 +230,7 @@ def _linearize(
     kind, calibration, likelihood, emitters, shared, bounds, point, data, own, base, weight,
     axes, edges, shapes, logs, mean, columns, rows,
 ):  # fmt: skip
-    """Give the misfit at `point`; leave the model in `mean` and the triangle of the linear problem in `rows`."""
+    """Give the misfit at `point`; leave the model in `mean`, the linear problem's triangle in `rows`."""
     m, p = len(data), len(point)
     stride = 3 if shared else 4
     offset = point[p - 1]
