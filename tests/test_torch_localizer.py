@@ -19,6 +19,7 @@ from scipy.spatial import cKDTree
 from fiji_bridge import torch_localizer
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.evaluation import evaluate
 from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
 from fiji_bridge.stack import open_stack
@@ -33,6 +34,7 @@ from fiji_bridge.torch_localizer.filters import (
     bspline,
     convolve,
 )
+from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.fitting import (
     Fitter,
     Gaussian,
@@ -41,7 +43,9 @@ from fiji_bridge.torch_localizer.fitting import (
     MaximumLikelihood,
     Method,
     Psf,
+    SpotNoise,
     WeightedLeastSquares,
+    cramer_rao_bounds,
     minimize_one_by_one,
     minimize_together,
 )
@@ -633,3 +637,143 @@ def test_choosing_an_engine_loads_neither_torch_nor_a_jvm() -> None:
     code = "import sys, fiji_bridge.localizers; print({'torch', 'jpype', 'scyjava'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+# Uncertainty, and what is known of the pixels
+
+
+def spots_of(photons: float, count: int = 3000, radius: int = 4, background: float = 5.0) -> Any:
+    """Give Poisson spots of sigma 1.3 px with their true positions."""
+    rng = np.random.default_rng(3)
+    places = rng.uniform(-0.5, 0.5, (count, 2))
+    model = render(IntegratedGaussian(), [[x, y, 1.3, photons, background] for x, y in places], radius)
+    return torch.from_numpy(rng.poisson(model).astype(float)), places, model
+
+
+@pytest.mark.parametrize(("photons", "known"), [(150.0, True), (300.0, False), (2000.0, False)])
+def test_the_likelihoods_errors_are_those_that_it_reports(photons: float, known: bool) -> None:
+    pixels, places, _ = spots_of(photons)
+    fit = GaussianFit(Fitter(IntegratedGaussian(), MaximumLikelihood(), 1.3, 4, fixed=known))
+    found = fit(Spots(pixels, torch.zeros(len(pixels), 2).double(), 1.0, SpotNoise()), bounds=True)
+    assert len(found.spot) == len(pixels)
+    for axis, name in enumerate("xy"):
+        errors = found.columns[name].numpy() - places[:, axis]
+        assert 0.95 < (errors / found.columns[f"uncertainty_{name}"].numpy()).std() < 1.05
+
+
+def test_bounds_are_those_of_the_information_matrix() -> None:
+    psf, grid = IntegratedGaussian(), torch.arange(-4, 5, dtype=torch.float64)
+    free = psf.free(torch.tensor([[0.2, -0.3, 1.3, 500.0, 5.0], [0.0, 0.4, 1.1, 900.0, 20.0]]).double())
+    variance = torch.full((2, 81), 3.0, dtype=torch.float64)
+    model, derivatives = psf(free, grid)
+    for noise, seen in ((SpotNoise(), model), (SpotNoise(variance=variance), model + variance)):
+        information = torch.einsum("nip,njp,np->nij", derivatives, derivatives, 1 / seen)
+        expected = torch.linalg.inv(information).diagonal(dim1=1, dim2=2).sqrt()
+        bounds = cramer_rao_bounds(psf, free, 1.0, noise, side=9)
+        torch.testing.assert_close(bounds["uncertainty_x"][:, 0], expected[:, 0])
+        torch.testing.assert_close(bounds["uncertainty_y"][:, 0], expected[:, 1])
+
+
+def test_read_noise_that_is_known_makes_fits_better() -> None:
+    pixels, places, model = spots_of(400.0, background=2.0)
+    rng = np.random.default_rng(9)
+    variance = torch.from_numpy(np.where(rng.random(pixels.shape) < 0.1, 150.0, 2.0))
+    noisy = (pixels + torch.from_numpy(rng.normal(0, 1, pixels.shape)) * variance.sqrt()).clamp(min=0)
+    errors = {}
+    for name, noise in (("ignored", SpotNoise()), ("known", SpotNoise(variance=variance))):
+        fits = Fitter(IntegratedGaussian(), MaximumLikelihood(), 1.3, 4)(noisy, None, noise)
+        errors[name] = np.abs(fits.parameters[:, :2].numpy() - places).mean()
+    assert errors["known"] < 0.85 * errors["ignored"]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_slope_that_is_known_does_not_draw_positions(method: Method) -> None:
+    _, places, model = spots_of(600.0, count=50)
+    slope = torch.arange(9, dtype=torch.float64).repeat(9, 1).flatten() * 8
+    noise = SpotNoise(background=slope.expand(50, -1))
+    fits = Fitter(IntegratedGaussian(), method, 1.5, 4)(model + slope, None, noise)
+    np.testing.assert_allclose(fits.parameters[:, :2], places, atol=1e-3)
+    drawn = Fitter(IntegratedGaussian(), method, 1.5, 4)(model + slope).parameters[:, 0]
+    assert (drawn.numpy() - places[:, 0]).mean() > 0.05
+
+
+def test_maps_reach_the_fits() -> None:
+    plain = localize(movie(), camera=CAMERA, options="method=[Maximum likelihood]")
+    zeros, frames = np.zeros((48, 48)), movie()
+    same = localize(
+        frames, camera=CAMERA, options="method=[Maximum likelihood]", background=zeros, variance=zeros
+    )
+    pd.testing.assert_frame_equal(plain, same)
+    lifted = np.add(frames, 50, dtype=np.uint16)
+    table = localize(
+        lifted, camera=CAMERA, options="method=[Maximum likelihood]", background=np.full((48, 48), 100.0)
+    )
+    i, j = pairs(table, plain)
+    assert len(i) > 0.9 * len(plain)
+    np.testing.assert_allclose(table["offset [photon]"][i], plain["offset [photon]"].to_numpy()[j], atol=3)
+    with pytest.raises(FijiBridgeError, match="shape"):
+        localize(frames, camera=CAMERA, background=np.zeros((3, 3)))
+
+
+def test_uncertainties_have_their_columns() -> None:
+    tables = {
+        name: localize(movie(), camera=CAMERA, options="method=[Maximum likelihood]", uncertainty=name)
+        for name in ("thompson", "mortensen", "crlb")
+    }
+    assert {"uncertainty_x [nm]", "uncertainty_y [nm]"} < set(tables["crlb"])
+    bright = tables["crlb"]["intensity [photon]"] > 700
+    ratio = tables["mortensen"]["uncertainty [nm]"] / tables["crlb"]["uncertainty [nm]"]
+    assert ratio[bright].median() == pytest.approx(1, abs=0.15)
+    with pytest.raises(FijiBridgeError, match="mortensen"):
+        localize(movie(1), camera=CAMERA, uncertainty="best")
+    with pytest.raises(FijiBridgeError, match="sigma"):
+        localize(movie(1), camera=CAMERA, options="estimator=[Radial symmetry]", known_sigma=True)
+
+
+# Multi-emitter fits
+
+
+def test_two_molecules_are_told_apart_and_one_is_not_two() -> None:
+    one = render(IntegratedGaussian(), [[0.3, 0.1, 1.3, 900.0, 20.0]], 4)
+    two = render(IntegratedGaussian(), [[-1.4, 0.0, 1.3, 900.0, 20.0]], 4) + (
+        render(IntegratedGaussian(), [[1.4, 0.6, 1.3, 900.0, 0.0]], 4)
+    )
+    rng = np.random.default_rng(2)
+    pixels = torch.from_numpy(rng.poisson(torch.cat([one, two]).repeat(50, 1)).astype(float))
+    for method in (MaximumLikelihood(), LeastSquares()):
+        for same in (False, True):
+            fit = MultiEmitterFit(
+                Fitter(IntegratedGaussian(), method, 1.3, 4), most=3, same_intensity=same, photons=(300, 2500)
+            )
+            found = fit(Spots(pixels, torch.zeros(100, 2).double(), 1.0, SpotNoise()), bounds=True)
+            counts = np.bincount(found.spot, minlength=100)
+            assert (counts[::2] == 1).mean() > 0.95
+            assert (counts[1::2] == 2).mean() > 0.95
+            x = found.columns["x"].numpy()[counts[found.spot] == 2]
+            assert np.abs(np.abs(x) - 1.4).mean() < 0.15
+            assert (found.columns["intensity"] >= 300 - 1e-6).all()
+            assert (found.columns["uncertainty_x"] > 0).all()
+
+
+def test_more_molecules_are_found_in_crowds(shared_data: Path) -> None:
+    folder = shared_data / "thunderstorm_reference" / "default"
+    frames, camera, options, theirs = reference(folder, "mfa")
+    ours = localize(frames, camera=camera, options=options)
+    truth = read_localizations(folder / "ground_truth.csv")
+    mine, plugins = (evaluate(table, truth, radius_nm=50.0) for table in (ours, theirs))
+    assert mine.jaccard >= plugins.jaccard
+    assert mine.rmse_nm <= plugins.rmse_nm
+    i, _ = pairs(ours, theirs)
+    assert len(i) > 0.97 * len(theirs)
+
+
+def test_whole_frames_are_fitted_from_their_best_candidate() -> None:
+    frames = np.full((1, 25, 25), 110.0, np.float32)
+    spot = render(IntegratedGaussian(), [[0.25, -0.35, 1.3, 500.0, 0.0]])
+    frames[0, 10:17, 15:22] += spot.numpy().reshape(7, 7)
+    table = localize(frames, camera=CAMERA, options="full_image_fitting=true")
+    assert len(table) == 1
+    assert table["x [nm]"][0] == pytest.approx(18.75 * 100, abs=1)
+    assert table["y [nm]"][0] == pytest.approx(13.15 * 100, abs=1)
+    with pytest.raises(FijiBridgeError, match="square"):
+        localize(frames[:, :20], camera=CAMERA, options="full_image_fitting=true")

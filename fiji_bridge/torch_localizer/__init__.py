@@ -23,7 +23,7 @@ from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer.detectors import ConnectedComponents
 from fiji_bridge.torch_localizer.estimators import Estimator, Spots
 from fiji_bridge.torch_localizer.fitting import SpotNoise
-from fiji_bridge.torch_localizer.options import Analysis, read_analysis
+from fiji_bridge.torch_localizer.options import Analysis, read_analysis, with_known_sigma
 from fiji_bridge.torch_localizer.uncertainty import UNCERTAINTIES
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def localize(
     uncertainty: str = "thompson",
     background: np.ndarray | None = None,
     variance: np.ndarray | None = None,
+    known_sigma: bool = False,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -76,6 +77,9 @@ def localize(
         (y, x) or (t, y, x): light that is not from molecules [photons]; the fitted offset comes on top of it.
     variance
         (y, x) variance of the noise besides that of the light, such as the camera's read noise [photons²].
+    known_sigma
+        Whether the options' sigma is the molecules' own and is not fitted, which brings the positions of dim
+        ones closer to their Cramér-Rao bound.
     device
         ``"cpu"``, ``"cuda"`` or one such device; CUDA where there is one by default.
     progress
@@ -105,6 +109,8 @@ def localize(
             "The centroid of connected components has no strength: at a higher threshold it finds other "
             "places. Choose another detector."
         )
+    if known_sigma:
+        analysis = with_known_sigma(analysis)
     found_in = open_stack(stack)
     fitted = found_in if fit_stack is None else open_stack(fit_stack)
     _check_shapes(found_in, fitted, analysis)

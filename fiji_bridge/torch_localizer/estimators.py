@@ -143,7 +143,8 @@ def _smooth(gradients: Tensor) -> Tensor:
     for dim, padding in ((2, (1, 1, 0, 0)), (1, (0, 0, 1, 1))):
         shares = pad(gradients[:, None], padding, mode="replicate")[:, 0] * third
         length = gradients.shape[dim]
-        total = sum(shares.narrow(dim, k, length).double() for k in range(3))
+        parts = [shares.narrow(dim, k, length).double() for k in range(3)]
+        total = parts[0] + parts[1] + parts[2]
         gradients = (total * scale).float()
     return gradients
 
@@ -180,7 +181,7 @@ class GaussianFit:
             columns["chi2"] = fits.chi2
         if bounds:
             side = math.isqrt(spots.pixels.shape[1])
-            found = cramer_rao_bounds(self.fitter.psf, fits.free, spots.photons, spots.noise, side=side)
+            found = cramer_rao_bounds(self.fitter.psf, fits.free, spots.photons, spots.noise, side=side, fixed=self.fitter.fixed)
             columns |= {name: values[:, 0] for name, values in found.items()}
         limit = math.isqrt(spots.pixels.shape[1]) // 2
         spot = ((x.abs() <= limit) & (y.abs() <= limit)).nonzero()[:, 0]
@@ -227,7 +228,8 @@ class MultiEmitterFit:
         device = spots.pixels.device
         pixels, at = spots.pixels.cpu(), spots.at.cpu()
         noise = spots.noise.cpu()
-        limits = tuple(value / spots.photons for value in self.photons) if self.photons else (0.0, math.inf)
+        low, high = self.photons or (0.0, math.inf)
+        limits = low / spots.photons, high / spots.photons
         fits = self.fitter(pixels, at, noise, limits=limits)
         count = torch.ones(len(pixels), dtype=torch.int64)
         best = {1: fits}
@@ -274,6 +276,7 @@ class MultiEmitterFit:
                 emitters=emitters,
                 shared=self.same_intensity and emitters > 1,
                 side=math.isqrt(spots.pixels.shape[1]),
+                fixed=self.fitter.fixed,
             )
             if bounds
             else {}

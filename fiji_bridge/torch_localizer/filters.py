@@ -285,8 +285,8 @@ def _convolve_together(frames: Tensor, weights: np.ndarray, step: int, replicate
     centre = len(weights) // 2
     before, after = (len(weights) - 1 - centre) * step, centre * step
     for dim, padding in ((-2, (0, 0, before, after)), (-1, (before, after, 0, 0))):
-        mode = {"mode": "replicate"} if replicate else {}
-        padded, length = pad(frames[:, None], padding, **mode)[:, 0], frames.shape[dim]
+        padded = pad(frames[:, None], padding, mode="replicate" if replicate else "constant")[:, 0]
+        length = frames.shape[dim]
         total = torch.zeros_like(frames, dtype=torch.float64)
         for k, weight in enumerate(torch.from_numpy(weights).to(frames.device)):
             total += padded.narrow(dim, (len(weights) - 1 - k) * step, length) * weight

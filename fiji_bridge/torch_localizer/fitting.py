@@ -31,6 +31,11 @@ SPOTS_AT_ONCE = {"cpu": 2**9, "gpu": 2**16}
 
 WEIGHT_RANGE = 1000.0
 DIMMEST = 1e-6
+"""Light of a pixel [photons] that counts as none."""
+
+FAINTEST = 0.1
+"""Part of a spot's mean that an offset starts from at least."""
+
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -306,12 +311,15 @@ class Fitter:
         Starting sigma [px].
     radius
         The square of pixels reaches this far from the candidate [px].
+    fixed
+        Whether sigma is known and stays as it is.
     """
 
     psf: Psf
     method: Method
     sigma: float
     radius: int
+    fixed: bool = False
 
     def __call__(
         self,
@@ -337,6 +345,11 @@ class Fitter:
         noise = noise or SpotNoise()
         above = pixels if noise.background is None else pixels - noise.background
         start = self.psf.start(*above.aminmax(dim=1), self.sigma)
+        if self.method.in_photons:
+            # From no offset at all, whose root has no slope, no step leads away.
+            start[:, OFFSET] = torch.maximum(
+                start[:, OFFSET], FAINTEST * above.mean(1).clamp(min=DIMMEST)
+            )
         if at is not None:
             start[:, :SIGMA] = at
         return self._fit(self.psf.free(start), pixels, noise, limits=limits)
@@ -400,13 +413,15 @@ class Fitter:
         if self.method.in_photons and noise.variance is not None:
             base, data = noise.variance if base is None else base + noise.variance, noisy
         if pixels.device.type == "cpu":
-            bounds = (math.sqrt(limits[0]), math.sqrt(limits[1]))
+            bounds = math.sqrt(limits[0]), math.sqrt(limits[1])
             free, model = minimize_one_by_one(
                 self.psf, self.method, start, data, weights, base,
-                emitters=emitters, shared=shared, bounds=bounds,
+                emitters=emitters, shared=shared, bounds=(*bounds, float(self.fixed)),
             )  # fmt: skip
         else:
-            free, model = minimize_together(self.psf, self.method, start, data, weights, base)
+            free, model = minimize_together(
+                self.psf, self.method, start, data, weights, base, fixed=self.fixed
+            )
         misfit = self.method.misfit(data, model, weights)[0]
         residual = data - model
         parameters = self.psf.physical(_molecules(free, emitters, shared).flatten(0, 1))
@@ -497,6 +512,7 @@ def cramer_rao_bounds(
     side: int,
     emitters: int = 1,
     shared: bool = False,
+    fixed: bool = False,
 ) -> dict[str, Tensor]:
     """Give the Cramér-Rao bounds of unbiased estimates from Poisson noise at the fitted parameters.
 
@@ -504,8 +520,8 @@ def cramer_rao_bounds(
 
     Parameters
     ----------
-    psf, free, emitters, shared
-        What was fitted, and the free parameters (n, p) found.
+    psf, free, emitters, shared, fixed
+        What was fitted, whether with a known width, and the free parameters (n, p) found.
     photons
         Photons that a unit of the pixels stands for.
     noise
@@ -522,14 +538,16 @@ def cramer_rao_bounds(
     points = free.cpu().clone()
     roots = [p for p in range(points.shape[1] - 1) if p == 3 * emitters or (not shared and p % 4 == 3)]
     points[:, [*roots, -1]] *= math.sqrt(photons)
+    points[:, -1] = points[:, -1].abs().clamp(min=math.sqrt(DIMMEST))
     known = noise.cpu().scaled(photons)
     parts = [part for part in (known.background, known.variance) if part is not None]
-    base = sum(parts).contiguous().numpy() if parts else np.empty((0, side**2))
+    base = torch.stack(parts).sum(0).numpy() if parts else np.empty((0, side**2))
     given, variances = points.contiguous().numpy(), np.empty(points.shape)
 
     def work(some: slice) -> None:
         kernels.cramer_rao(
-            psf.kind, psf.calibration, emitters, shared, side, given[some], base[some], variances[some]
+            psf.kind, psf.calibration, emitters, shared, float(fixed), side, given[some], base[some],
+            variances[some],
         )
 
     in_threads(work, len(given), SPOTS_AT_ONCE["cpu"])
@@ -556,7 +574,7 @@ def minimize_one_by_one(
     *,
     emitters: int = 1,
     shared: bool = False,
-    bounds: tuple[float, float] = (0.0, math.inf),
+    bounds: tuple[float, float, float] = (0.0, math.inf, 0.0),
 ) -> tuple[Tensor, Tensor]:
     """Minimize the misfit over the free parameters of each spot, on the CPU.
 
@@ -605,13 +623,22 @@ def minimize_one_by_one(
 
 
 def minimize_together(
-    psf: Psf, method: Method, start: Tensor, pixels: Tensor, weights: Tensor, base: Tensor | None = None
+    psf: Psf,
+    method: Method,
+    start: Tensor,
+    pixels: Tensor,
+    weights: Tensor,
+    base: Tensor | None = None,
+    *,
+    fixed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Do as `minimize_one_by_one`, on any device, many spots of one molecule at a time."""
     radius = math.isqrt(pixels.shape[1]) // 2
     grid = torch.arange(-radius, radius + 1, dtype=torch.float64, device=pixels.device)
     if base is None:
         base = torch.zeros_like(pixels)
+    if fixed:
+        psf = _OfKnownWidth(psf)
     result = torch.full_like(start, torch.nan)
     size = SPOTS_AT_ONCE["gpu"]
     chunks = torch.arange(len(start), device=start.device).split(size)
@@ -632,6 +659,18 @@ def minimize_together(
             search.step(psf, method, grid)
     model = torch.cat([psf(some, grid)[0] for some in result.split(size)]) if len(result) else pixels
     return result, model + base
+
+
+class _OfKnownWidth:
+    """A point spread function on whose width nothing depends."""
+
+    def __init__(self, psf: Psf) -> None:
+        self.psf = psf
+
+    def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        model, derivatives = self.psf(free, grid)
+        derivatives[:, SIGMA] = 0
+        return model, derivatives
 
 
 def _linearize(

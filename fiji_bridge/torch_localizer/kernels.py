@@ -33,7 +33,7 @@ _LARGEST, _BEND = 6.0, 3.75
 _SPAN = 2 / ((_LARGEST - _BEND) / (_LARGEST + _BEND) + 1)
 
 
-def _scaled_complement(v: np.ndarray) -> np.ndarray:
+def _scaled_complement(v):
     """Give exp(z²)·erfc(z) over v in -1…1, where z runs from 0 to `_LARGEST`."""
     u = (v + 1) / _SPAN - 1
     return erfcx(_BEND * (1 + u) / (1 - u))
@@ -71,7 +71,7 @@ def fit_spots(
     emitters, shared
         How many molecules a spot has, and whether they have one intensity between them.
     bounds
-        (2,) between which the free intensities stay.
+        (3,) between which the free intensities stay, and whether the widths stay as they are (1 or 0).
     stops
         (5,) radius of the first trust region, tolerances of misfit and of point, accepted and tried points
         at most.
@@ -184,7 +184,7 @@ def fit_spots(
 
 
 @njit(**_OPTIONS)
-def cramer_rao(kind, calibration, emitters, shared, side, points, base, variances):
+def cramer_rao(kind, calibration, emitters, shared, fixed, side, points, base, variances):
     """Give the variance bound of each free parameter: the diagonal of the Fisher information's inverse.
 
     The parameters are as in `fit_spots`, in photons; `variances` is overwritten.
@@ -193,7 +193,7 @@ def cramer_rao(kind, calibration, emitters, shared, side, points, base, variance
     axes, edges = np.empty((2, 3, side)), np.empty((4, 2 * side + 2))
     shapes, logs, mean = np.empty((emitters, 4, m)), np.empty((2, m)), np.empty(m)
     columns, rows, inverse = np.empty((p + 1, m)), np.empty((p, p + 1)), np.empty((p, p))
-    flat, unbounded = np.zeros(m), np.array([0.0, np.inf])
+    flat, unbounded = np.zeros(m), np.array([0.0, np.inf, fixed])
     for n in range(points.shape[0]):
         below = base[n] if base.shape[0] > 0 else flat
         _linearize(
@@ -206,7 +206,8 @@ def cramer_rao(kind, calibration, emitters, shared, side, points, base, variance
                 total = 1.0 if i == k else 0.0
                 for j in range(i + 1, p):
                     total -= rows[i, j] * inverse[j, k]
-                inverse[i, k] = total / rows[i, i] if i <= k else 0.0
+                # What the pixels do not depend on, or is known, has no part in it.
+                inverse[i, k] = total / rows[i, i] if i <= k and rows[i, i] != 0 else 0.0
         for i in range(p):
             total = 0.0
             for k in range(p):
@@ -287,6 +288,9 @@ def _linearize(
         columns[p, i] = roots[i] * (data[i] - mean[i])
     if bounds[1] < math.inf:
         _free_within(point, bounds, emitters, shared, columns)
+    if bounds[2] != 0:
+        for e in range(emitters):
+            columns[stride * e + 2] = 0.0
     _triangulate(columns, rows)
     return misfit
 

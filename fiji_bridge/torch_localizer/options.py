@@ -1,7 +1,7 @@
 """What the plugin's `Run analysis` settings ask of the torch engine."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fiji_bridge.errors import FijiBridgeError
@@ -98,6 +98,20 @@ def read_analysis(text: str) -> Analysis:
         estimator=_estimator(estimator),
         whole_frames=isinstance(estimator, plugin.GaussianFit) and estimator.full_image_fitting,
     )
+
+
+def with_known_sigma(analysis: Analysis) -> Analysis:
+    """Give the same analysis with sigma kept where its fits start.
+
+    Raises
+    ------
+    FijiBridgeError
+        If it fits no sigma.
+    """
+    estimator = analysis.estimator
+    if not isinstance(estimator, GaussianFit | MultiEmitterFit) or isinstance(estimator.fitter.psf, Astigmatic):
+        raise FijiBridgeError("A known sigma is for fits of a symmetric Gaussian; choose such an estimator.")
+    return replace(analysis, estimator=replace(estimator, fitter=replace(estimator.fitter, fixed=True)))
 
 
 def _estimator(settings: plugin.Estimator) -> Estimator:
