@@ -7,16 +7,22 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej import session
 
+if TYPE_CHECKING:
+    from fiji_bridge.camera import Camera
+    from fiji_bridge.thunderstorm.settings import Settings
+
 JAR_VARIABLE = "FIJI_BRIDGE_THUNDERSTORM_JAR"
 FIJI_VARIABLE = "FIJI_BRIDGE_FIJI"
 PACKAGE = "cz.cuni.lf1.lge.ThunderSTORM"
+VERSION = "1.3"
+"""The version whose classes are called here."""
 
 _NAME = re.compile(r"thunder[_-]?storm.*\.jar", re.IGNORECASE)
 _ENTRY = f"{PACKAGE.replace('.', '/')}/AnalysisPlugIn.class"
@@ -112,15 +118,38 @@ def _jars(folder: Path) -> list[Path]:
 class Plugin(dict[str, Any]):
     """The plugin's classes by their name below its package: ``plugin["thresholding.Thresholder"]``."""
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, jar: Path) -> None:
         super().__init__()
-        self._loader = loader
+        self._loader, self._jar = loader, jar
 
     def __missing__(self, name: str) -> Any:
-        from jpype import JClass
+        from jpype import JClass, JException
 
-        self[name] = JClass(f"{PACKAGE}.{name}", loader=self._loader)
+        try:
+            self[name] = JClass(f"{PACKAGE}.{name}", loader=self._loader)
+        except (JException, TypeError) as error:
+            raise FijiBridgeError(self._lacks(name)) from error
         return self[name]
+
+    def _lacks(self, name: str) -> str:
+        version = _version(self._jar)
+        if version == VERSION:
+            return f"{self._jar} is damaged: its class {name} cannot be loaded; {HOW_TO_GIVE}."
+        return (
+            f"{self._jar} is ThunderSTORM {version or 'of an unknown version'} and lacks the class {name} of "
+            f"{VERSION}; give the jar of version {VERSION}."
+        )
+
+
+def _version(jar: Path) -> str | None:
+    """Read the version that a jar names in its list of commands."""
+    try:
+        with zipfile.ZipFile(jar) as archive:
+            listed = archive.read("plugins.config").decode(errors="replace")
+    except (OSError, KeyError, zipfile.BadZipFile):
+        return None
+    named = re.search(r"^#\s*Version:\s*(\S+)", listed, re.MULTILINE)
+    return named[1] if named else None
 
 
 def load(jar: str | os.PathLike[str] | None = None) -> Plugin:
@@ -141,7 +170,85 @@ def load(jar: str | os.PathLike[str] | None = None) -> Plugin:
             raise FijiBridgeError(
                 f"ThunderSTORM was already loaded from {_loaded[0]}; use a new process for {path}."
             )
-        return Plugin(_loaded[1])
+        return Plugin(_loaded[1], path)
+
+
+def set_camera(plugin: Plugin, camera: "Camera") -> None:
+    """Do what `Camera setup` does: the plugin has one camera, which all that it does looks at."""
+    with (
+        session.macro_options(plain(camera).options()),
+        java_errors("ThunderSTORM does not take this camera"),
+    ):
+        plugin["CameraSetupPlugIn"]().run("")
+
+
+def plain(camera: "Camera") -> "Camera":
+    """Give the camera without what the plugin does not know: maps and read noise."""
+    return camera.replace(offset_map=None, gain_map=None, variance_map=None, map_files={}, read_noise=0.0)
+
+
+def require_pixel_size(camera: "Camera | None") -> None:
+    """Refuse a camera without a pixel size, for which the plugin would take its 80 nm."""
+    if camera is None or camera.pixel_size_nm is None:
+        raise FijiBridgeError('The pixel size is unknown; give it with --camera "… pixelsize=…" (nm).')
+
+
+def module(plugin: Plugin, interface: str, settings: "Settings") -> Any:
+    """Give a fresh module of the plugin with its options read, as its own macros make it.
+
+    Parameters
+    ----------
+    plugin
+        The plugin.
+    interface
+        Class of the modules among which the settings choose, such as ``"filters.ui.IFilterUI"``.
+    settings
+        Settings of one module.
+    """
+    key, name = next(iter(settings.fixed.items()))
+    chosen = next(
+        m for m in plugin["ModuleLoader"].getUIModules(plugin[interface].class_) if m.getName() == name
+    )
+    with session.macro_options(settings.options()), java_errors(f"ThunderSTORM's {name} ({key}=)"):
+        chosen.readMacroOptions(settings.options())
+    return chosen
+
+
+def hidden(thing: Any, name: str) -> Any:
+    """Give a field of a Java object that is not public."""
+    return _field(thing, name).get(thing)
+
+
+def set_hidden(thing: Any, name: str, value: Any) -> None:
+    """Set a field of a Java object that is not public."""
+    _field(thing, name).set(thing, value)
+
+
+def _field(thing: Any, name: str) -> Any:
+    kind = thing.getClass()
+    while name not in [str(field.getName()) for field in kind.getDeclaredFields()]:
+        kind = kind.getSuperclass()
+    field = kind.getDeclaredField(name)
+    field.setAccessible(True)
+    return field
+
+
+def call_hidden(thing: Any, name: str, *arguments: Any) -> Any:
+    """Call a method of a Java object that is not public; no two of its class share this name."""
+    method = next(m for m in thing.getClass().getDeclaredMethods() if m.getName() == name)
+    method.setAccessible(True)
+    return method.invoke(thing, *arguments)
+
+
+def without_constructor(kind: Any) -> Any:
+    """Make an object as deserialization does: its constructor, which would open a window, is not called."""
+    from jpype import JClass
+
+    Factory, Object = JClass("sun.reflect.ReflectionFactory"), JClass("java.lang.Object")
+    blank = Factory.getReflectionFactory().newConstructorForSerialization(
+        kind.class_, Object.class_.getConstructor()
+    )
+    return blank.newInstance()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, Self
@@ -781,7 +781,7 @@ class RotatedEllipticalGaussian(CalibrationEstimator):
 
 @dataclass(frozen=True)
 class Calibration(Settings):
-    """`Cylindrical lens calibration`; 1.3 asks for these in a dialog, also when a macro gives them."""
+    """`Cylindrical lens calibration`."""
 
     stage_step_nm: float = _option("stage", 10.0, POSITIVE)
     z_range_nm: float = _option("zrange", 400.0, POSITIVE)
@@ -884,22 +884,42 @@ class Import(Settings):
 
 @dataclass(frozen=True)
 class Export(Settings):
-    """`Export results` and `Export ground-truth`; without columns the plugin writes them all."""
+    """`Export results` and `Export ground-truth`.
+
+    A column that is neither in `columns` nor in `left_out` is written unless it is the first one; with none
+    to write, all are.
+    """
 
     path: str = _option("filepath", "")
     format: FileFormat = field(default_factory=CSV, metadata={"group": FileFormat})
     save_protocol: bool = _option("saveprotocol", True)
     columns: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def as_options(self) -> dict[str, str]:
-        """Give the options by key, the columns that are chosen among them."""
-        return super().as_options() | dict.fromkeys(self.columns, "true")
+        """Give the options by key, the columns among them."""
+        chosen = dict.fromkeys(self.columns, "true") | dict.fromkeys(self.left_out, "false")
+        return super().as_options() | chosen
+
+    def chosen(self, columns: Sequence[str]) -> list[str]:
+        """Give those of a table's columns that are written."""
+        written = [
+            c
+            for place, c in enumerate(columns)
+            if c in self.columns or (place > 0 and c not in self.left_out)
+        ]
+        return written or list(columns)
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read a macro option string, in which every key that is no option names a column."""
         given = as_meant(parse_options(text))
         named = given.keys() - cls.keys()
-        marks = {LATER_COLUMN.sub("uncertainty", key): given[key] for key in given if key in named}
-        columns = (key for key, text in marks.items() if Option(key, ANY, (), KINDS[bool], False).read(text))
-        return dataclasses.replace(cls._read(given), columns=tuple(columns))
+        marks = {
+            LATER_COLUMN.sub("uncertainty", key): Option(key, ANY, (), KINDS[bool], False).read(text)
+            for key, text in given.items()
+            if key in named
+        }
+        columns = tuple(key for key, chosen in marks.items() if chosen)
+        left_out = tuple(key for key, chosen in marks.items() if not chosen)
+        return dataclasses.replace(cls._read(given), columns=columns, left_out=left_out)
