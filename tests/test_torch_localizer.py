@@ -430,10 +430,11 @@ def test_one_by_one_and_together_spots_have_the_same_fits(
     base = torch.full_like(spots, background) if background else None
     start = psf.free(psf.start(*spots.aminmax(dim=1), 1.6))
     weights = method.weights(spots)
-    ours, models = minimize_one_by_one(psf, method, start, spots, weights, base)
-    theirs, their_models = minimize_together(psf, method, start, spots, weights, base)
+    ours, models, misfits = minimize_one_by_one(psf, method, start, spots, weights, base)
+    theirs, their_models, their_misfits = minimize_together(psf, method, start, spots, weights, base)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(models, their_models, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(misfits, their_misfits, rtol=1e-8, atol=1e-8)
 
 
 def test_fits_of_nothing_but_zeros_are_no_numbers() -> None:

@@ -412,22 +412,21 @@ class Fitter:
             base, data = noise.variance if base is None else base + noise.variance, noisy
         if pixels.device.type == "cpu":
             bounds = math.sqrt(limits[0]), math.sqrt(limits[1])
-            free, model = minimize_one_by_one(
+            free, model, misfit = minimize_one_by_one(
                 self.psf, self.method, start, data, weights, base,
                 emitters=emitters, shared=shared, bounds=(*bounds, float(self.fixed)),
             )  # fmt: skip
         else:
-            free, model = minimize_together(
+            free, model, misfit = minimize_together(
                 self.psf, self.method, start, data, weights, base, fixed=self.fixed
             )
-        misfit = self.method.misfit(data, model, weights)[0]
         residual = data - model
         parameters = self.psf.physical(_molecules(free, emitters, shared).flatten(0, 1))
         return Fits(
             free=free,
             parameters=parameters if emitters == 1 else parameters.reshape(-1, emitters, 5),
             model=pixels - residual,
-            misfit=torch.where(free[:, 0].isnan(), torch.inf, misfit),
+            misfit=misfit,
             residual_spread=(residual - residual.mean(1, keepdim=True)).square_().mean(1).sqrt(),
             chi2=(weights * residual.square_()).sum(1),
         )
@@ -580,7 +579,7 @@ def minimize_one_by_one(
     emitters: int = 1,
     shared: bool = False,
     bounds: tuple[float, float, float] = (0.0, math.inf, 0.0),
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Minimize the misfit over the free parameters of each spot, on the CPU.
 
     Parameters
@@ -599,9 +598,10 @@ def minimize_one_by_one(
     Returns
     -------
     tuple
-        (n, p) free parameters, not a number where the misfit was not, and the model (n, side²) there.
+        (n, p) free parameters, not a number where the misfit was not, and the model (n, side²) and the
+        misfit (n,) there, the latter infinite where the fit failed.
     """
-    points, models = np.empty(start.shape), np.empty(pixels.shape)
+    points, models, misfits = np.empty(start.shape), np.empty(pixels.shape), np.empty(len(pixels))
     before, data, known = (t.contiguous().numpy() for t in (start, pixels, weights))
     below = np.empty((0, pixels.shape[1])) if base is None else base.contiguous().numpy()
     stops = np.array([method.first_step, TOLERANCE, POINT_TOLERANCE, MAX_STEPS, MAX_TRIALS])
@@ -621,10 +621,11 @@ def minimize_one_by_one(
             known[some],
             points[some],
             models[some],
+            misfits[some],
         )
 
     in_threads(fit, len(data), SPOTS_AT_ONCE["cpu"])
-    return torch.from_numpy(points), torch.from_numpy(models)
+    return torch.from_numpy(points), torch.from_numpy(models), torch.from_numpy(misfits)
 
 
 def minimize_together(
@@ -636,7 +637,7 @@ def minimize_together(
     base: Tensor | None = None,
     *,
     fixed: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Do as `minimize_one_by_one`, on any device, many spots of one molecule at a time."""
     radius = math.isqrt(pixels.shape[1]) // 2
     grid = torch.arange(-radius, radius + 1, dtype=torch.float64, device=pixels.device)
@@ -663,7 +664,9 @@ def minimize_together(
                 break
             search.step(psf, method, grid)
     model = torch.cat([psf(some, grid)[0] for some in result.split(size)]) if len(result) else pixels
-    return result, model + base
+    model = model + base
+    misfit = method.misfit(pixels, model, weights)[0]
+    return result, model, torch.where(result[:, 0].isnan(), torch.inf, misfit)
 
 
 class _OfKnownWidth:

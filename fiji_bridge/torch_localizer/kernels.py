@@ -57,6 +57,7 @@ def fit_spots(
     weights,
     points,
     models,
+    misfits,
 ):
     """Minimize the misfit of each spot.
 
@@ -80,9 +81,9 @@ def fit_spots(
         the intensity stands once, before the offset.
     pixels, base, weights
         (n, side²), y slowest; `base` is a known background, or has no rows.
-    points, models
-        (n, p) and (n, side²), overwritten: the free parameters of the minimum, not numbers where there is
-        none, and the model there.
+    points, models, misfits
+        (n, p), (n, side²) and (n,), overwritten: the free parameters of the minimum, not numbers where there
+        is none, and the model and the misfit there.
     """
     spots, m = pixels.shape
     p = start.shape[1]
@@ -177,6 +178,7 @@ def fit_spots(
                     scale[k] = max(scale[k], lengths[k])
             done = done or reach <= tolerance * length
             failed = not done and (trials >= stops[4] or math.isnan(reach))
+        misfits[n] = misfit if done else math.inf
         for k in range(p):
             points[n, k] = point[k] if done else math.nan
         for i in range(m):
@@ -503,7 +505,42 @@ def _own_deviance(data, work, logs):
 
 @njit(**_OPTIONS)
 def _triangulate(columns, rows):
-    """Bring the problem to triangular form by the modified Gram-Schmidt process; the target goes along."""
+    """Bring the problem to triangular form; `columns` are overwritten.
+
+    The normal equations do where enough digits are left of every column, as of nearly all spots.
+    """
+    if not _factorize(columns, rows):
+        _orthogonalize(columns, rows)
+
+
+@njit(**_OPTIONS)
+def _factorize(columns, rows):
+    """Do as `_triangulate` by Cholesky's decomposition; tells whether that is exact to ten digits."""
+    p, m = rows.shape[0], columns.shape[1]
+    for k in range(p):
+        column = columns[k]
+        for j in range(k, p + 1):
+            other = columns[j]
+            share = 0.0
+            for i in range(m):
+                share += column[i] * other[i]
+            rows[k, j] = share
+        whole = rows[k, k]
+        for i in range(k):
+            factor = rows[i, k]
+            for j in range(k, p + 1):
+                rows[k, j] -= factor * rows[i, j]
+        if not rows[k, k] > 1e-6 * whole:
+            return False
+        inverse = 1 / math.sqrt(rows[k, k])
+        for j in range(k, p + 1):
+            rows[k, j] *= inverse
+    return True
+
+
+@njit(**_OPTIONS)
+def _orthogonalize(columns, rows):
+    """Do as `_triangulate` by the modified Gram-Schmidt process; the target goes along."""
     p, m = rows.shape[0], columns.shape[1]
     for k in range(p):
         column = columns[k]
