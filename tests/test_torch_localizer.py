@@ -24,6 +24,7 @@ from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
 from fiji_bridge.stack import open_stack
 from fiji_bridge.torch_localizer import localize
+from fiji_bridge.torch_localizer.calibration import read_calibration
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
 from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.filters import (
@@ -36,6 +37,7 @@ from fiji_bridge.torch_localizer.filters import (
     convolve,
 )
 from fiji_bridge.torch_localizer.fitting import (
+    Astigmatic,
     Fitter,
     Gaussian,
     IntegratedGaussian,
@@ -49,6 +51,7 @@ from fiji_bridge.torch_localizer.fitting import (
     minimize_one_by_one,
     minimize_together,
 )
+from fiji_bridge.torch_localizer.likelihood_ratio import LikelihoodRatio, false_alarm_threshold
 from fiji_bridge.torch_localizer.thresholds import Threshold
 
 CAMERA = Camera(offset=100.0, photons_per_adu=2.0, pixel_size_nm=100.0)
@@ -778,3 +781,91 @@ def test_whole_frames_are_fitted_from_their_best_candidate() -> None:
     assert table["y [nm]"][0] == pytest.approx(13.15 * 100, abs=1)
     with pytest.raises(FijiBridgeError, match="square"):
         localize(frames[:, :20], camera=CAMERA, options="full_image_fitting=true")
+
+
+# Detection by likelihood ratio
+
+
+@pytest.mark.parametrize("background", [2.0, 30.0])
+@pytest.mark.parametrize("read_noise", [0.0, 2.0])
+def test_false_alarms_are_as_rare_as_they_should_be(background: float, read_noise: float) -> None:
+    rng = np.random.default_rng(4)
+    frames = rng.poisson(background, (3, 100, 100)) + rng.normal(0, read_noise, (3, 100, 100))
+    variance = torch.full((100, 100), read_noise**2, dtype=torch.float64)
+    ratio = LikelihoodRatio(1.3, photons=2.0, variance=variance if read_noise else None)
+    values = ratio(torch.from_numpy(frames / 2).float())["F"][:, 5:-5, 5:-5]
+    for rate in (0.05, 0.01):
+        share = (values > false_alarm_threshold(rate)).double().mean().item()
+        assert share == pytest.approx(rate, rel=0.35)
+
+
+def test_a_likelihood_ratio_finds_dim_molecules_without_a_threshold_to_tune() -> None:
+    rng = np.random.default_rng(0)
+    photons = np.full((8, 64, 64), 5.0)
+    true = []
+    for number, frame in enumerate(photons):
+        for y, x in [(y, x) for y in range(10, 60, 12) for x in range(10, 60, 12)]:
+            spot = render(IntegratedGaussian(), [[0.2, -0.3, 1.3, 130.0, 0.0]], 5)
+            frame[y - 5 : y + 6, x - 5 : x + 6] += spot.numpy().reshape(11, 11)
+            true.append((number + 1, (x + 0.7) * 100, (y + 0.2) * 100))
+    movie_of_dim = rng.poisson(photons) / 2 + 100
+    table = localize(
+        movie_of_dim.astype(np.float32),
+        camera=CAMERA,
+        options="sigma=1.3 method=[Maximum likelihood]",
+        false_alarm_rate=1e-4,
+        known_sigma=True,
+        strength=True,
+    )
+    truth = pd.DataFrame(true, columns=["frame", "x [nm]", "y [nm]"])
+    result = evaluate(table, truth, radius_nm=150.0)
+    assert result.recall > 0.9
+    assert result.precision > 0.95
+    assert (table["strength"] >= 1).all()
+    for wrong in (0.0, 0.7):
+        with pytest.raises(FijiBridgeError, match="false alarms"):
+            localize(movie(1), camera=CAMERA, false_alarm_rate=wrong)
+
+
+# Astigmatism
+
+
+def calibration(folder: Path, kind: str) -> Path:
+    numbers = {
+        "PolynomialCalibration": "a1: 2.0e-06 a2: 2.5e-06 b1: 1.2 b2: 1.3 c1: 200.0 c2: -220.0 "
+        "d1: 1.0e-10 d2: 0.0 w01: 1.0 w02: 1.0",
+        "DaostormCalibration": "a1: 0.1 a2: -0.1 b1: 0.05 b2: 0.02 c1: 200.0 c2: -220.0 "
+        "d1: 400.0 d2: 420.0 w01: 2.4 w02: 2.6",
+    }[kind]
+    lines = "\n".join(numbers.replace(": ", ":").split()).replace(":", ": ")
+    path = folder / f"{kind}.yaml"
+    tag = f"!!cz.cuni.lf1.lge.ThunderSTORM.calibration.{kind}"
+    path.write_text(f"{tag}\nangle: 0.3\n{lines}\nname: {kind}\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["PolynomialCalibration", "DaostormCalibration"])
+def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
+    psf = Astigmatic(read_calibration(str(calibration(tmp_path, kind))))
+    grid = torch.arange(-5, 6, dtype=torch.float64)
+    true = torch.tensor([[0.3, -0.2, z, 90.0, 8.0] for z in (-250.0, -60.0, 0.0, 130.0, 280.0)]).double()
+    free = psf.free(true)
+    model, derivatives = psf(free, grid)
+    numeric = torch.autograd.functional.jacobian(lambda p: psf(p, grid)[0].sum(0), free)
+    torch.testing.assert_close(derivatives.transpose(1, 2), numeric.permute(1, 0, 2))
+    for method in METHODS:
+        fits = Fitter(psf, method, 1.6, 5)(model)
+        torch.testing.assert_close(fits.parameters, true, rtol=1e-3, atol=1e-3)
+        noisy = torch.from_numpy(np.random.default_rng(0).poisson(model).astype(float))
+        start, weights = psf.free(psf.start(*noisy.aminmax(dim=1), 1.6)), method.weights(noisy)
+        alone, _, _ = minimize_one_by_one(psf, method, start, noisy, weights)
+        together, _, _ = minimize_together(psf, method, start, noisy, weights)
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_calibrations_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.yaml"
+    path.write_text("angle: 0.3\n")
+    for name, said in ((str(path), "not a calibration"), (str(tmp_path / "none.yaml"), "Cannot read")):
+        with pytest.raises(FijiBridgeError, match=said):
+            read_calibration(name)

@@ -23,7 +23,12 @@ from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer.detectors import ConnectedComponents
 from fiji_bridge.torch_localizer.estimators import Estimator, Spots
 from fiji_bridge.torch_localizer.fitting import SpotNoise
-from fiji_bridge.torch_localizer.options import Analysis, read_analysis, with_known_sigma
+from fiji_bridge.torch_localizer.options import (
+    Analysis,
+    read_analysis,
+    with_known_sigma,
+    with_likelihood_ratio,
+)
 from fiji_bridge.torch_localizer.uncertainty import UNCERTAINTIES
 
 if TYPE_CHECKING:
@@ -48,6 +53,7 @@ def localize(
     background: np.ndarray | None = None,
     variance: np.ndarray | None = None,
     known_sigma: bool = False,
+    false_alarm_rate: float | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -80,6 +86,9 @@ def localize(
     known_sigma
         Whether the options' sigma is the molecules' own and is not fitted, which brings the positions of dim
         ones closer to their Cramér-Rao bound.
+    false_alarm_rate
+        Detect by likelihood ratio, for molecules of the options' sigma, in place of the options' filter and
+        threshold: the share of the pixels of an empty frame that would be taken for molecules, such as 1e-4.
     device
         ``"cpu"``, ``"cuda"`` or one such device; CUDA where there is one by default.
     progress
@@ -111,6 +120,9 @@ def localize(
         )
     if known_sigma:
         analysis = with_known_sigma(analysis)
+    if false_alarm_rate is not None:
+        photons = _photons_per_count(camera)
+        analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, variance)
     found_in = open_stack(stack)
     fitted = found_in if fit_stack is None else open_stack(fit_stack)
     _check_shapes(found_in, fitted, analysis)

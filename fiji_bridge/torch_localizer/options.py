@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.thunderstorm import settings as plugin
 from fiji_bridge.torch_localizer import detectors, filters
@@ -27,6 +30,7 @@ from fiji_bridge.torch_localizer.fitting import (
     Psf,
     WeightedLeastSquares,
 )
+from fiji_bridge.torch_localizer.likelihood_ratio import LikelihoodRatio, false_alarm_threshold
 from fiji_bridge.torch_localizer.thresholds import Threshold
 
 FILTERS: dict[type[plugin.ImageFilter], Callable[[Any], filters.Filter]] = {
@@ -114,6 +118,38 @@ def with_known_sigma(analysis: Analysis) -> Analysis:
     ):
         raise FijiBridgeError("A known sigma is for fits of a symmetric Gaussian; choose such an estimator.")
     return replace(analysis, estimator=replace(estimator, fitter=replace(estimator.fitter, fixed=True)))
+
+
+def with_likelihood_ratio(
+    analysis: Analysis, rate: float, photons: float, variance: np.ndarray | None
+) -> Analysis:
+    """Give the same analysis with candidates where a likelihood ratio says that molecules are.
+
+    Parameters
+    ----------
+    analysis
+        What else is done; its fits start with the sigma that is looked for.
+    rate
+        Of false alarms, a pixel.
+    photons
+        Photons that an A/D count stands for.
+    variance
+        (y, x) of the noise besides that of the light [photons²].
+
+    Raises
+    ------
+    FijiBridgeError
+        If the analysis has no sigma, or the rate is not possible.
+    """
+    estimator = analysis.estimator
+    if not isinstance(estimator, GaussianFit | MultiEmitterFit):
+        raise FijiBridgeError(
+            "A likelihood ratio needs the molecules' sigma; choose an estimator with sigma=."
+        )
+    known = None if variance is None else torch.from_numpy(np.asarray(variance, np.float64))
+    ratio = LikelihoodRatio(estimator.fitter.sigma, photons, known)
+    limit = false_alarm_threshold(rate)
+    return replace(analysis, filter=ratio, threshold=Threshold(repr(limit), ratio))
 
 
 def _estimator(settings: plugin.Estimator) -> Estimator:
