@@ -49,8 +49,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4000, help="molecules of each brightness")
     parser.add_argument("--plugin", action="store_true", help="also run the ThunderSTORM plugin")
     arguments = parser.parse_args()
-    options = f"sigma={SIGMA} fitradius=6 method=[Maximum likelihood] "
-        "filter=[No filter] threshold=500"
+    options = f"filter=[No filter] threshold=500 sigma={SIGMA} fitradius=6 method=[Maximum likelihood]"
     rows = []
     for number, photons in enumerate((100, 150, 200, 500, 1000, 2000, 5000)):
         frames, place = frames_of(photons, arguments.count, number)

@@ -9,7 +9,7 @@ one trial further; on a CPU `kernels` does one candidate after another.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -644,7 +644,7 @@ def minimize_together(
     if base is None:
         base = torch.zeros_like(pixels)
     if fixed:
-        psf = _OfKnownWidth(psf)
+        psf = cast(Psf, _OfKnownWidth(psf))
     result = torch.full_like(start, torch.nan)
     size = SPOTS_AT_ONCE["gpu"]
     chunks = torch.arange(len(start), device=start.device).split(size)
