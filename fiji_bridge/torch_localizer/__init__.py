@@ -29,6 +29,7 @@ from fiji_bridge.torch_localizer.options import (
     with_known_sigma,
     with_likelihood_ratio,
 )
+from fiji_bridge.torch_localizer.threads import threads_for_loops
 from fiji_bridge.torch_localizer.uncertainty import UNCERTAINTIES
 
 if TYPE_CHECKING:
@@ -136,13 +137,14 @@ def localize(
     parts: list[dict[str, np.ndarray]] = []
     waiting: list[Candidates] = []
     report("Localizing", 0, total)
-    for start, seen, measured in _blocks(found_in, fitted, camera, target):
-        waiting.append(_detect(analysis, start, seen, measured))
-        done = start + len(seen)
-        if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
-            parts.append(measure(Candidates.join(waiting)))
-            waiting = []
-        report("Localizing", done, total)
+    with threads_for_loops():
+        for start, seen, measured in _blocks(found_in, fitted, camera, target):
+            waiting.append(_detect(analysis, start, seen, measured))
+            done = start + len(seen)
+            if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
+                parts.append(measure(Candidates.join(waiting)))
+                waiting = []
+            report("Localizing", done, total)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not strength:
         del columns["strength"]

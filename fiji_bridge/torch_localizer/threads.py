@@ -1,9 +1,29 @@
 """Threads for compiled loops, which let go of the interpreter's lock."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+
+_count: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@contextmanager
+def threads_for_loops() -> Iterator[None]:
+    """Leave torch one thread and `in_threads` all that it had.
+
+    Between its many small operations torch's threads wait in circles, which takes the processors from ours.
+    """
+    threads = torch.get_num_threads()
+    token = _count.set(threads)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        _count.reset(token)
 
 
 def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
@@ -19,7 +39,7 @@ def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
         Length of a slice.
     """
     slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-    threads = min(torch.get_num_threads(), len(slices))
+    threads = min(_count.get() or torch.get_num_threads(), len(slices))
     if threads <= 1:
         for some in slices:
             work(some)
