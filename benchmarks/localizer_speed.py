@@ -46,7 +46,7 @@ def compare(frames: int, density: float, device: str | None) -> list[dict[str, A
     stack = made.stack.to_numpy()
     rows = []
     for name, options in RUNS.items():
-        some = stack if name != "multi-emitter" else stack[: max(10, frames // 50)]
+        some = stack if name != "multi-emitter" else stack[: max(10, frames // 5)]
         truth = made.ground_truth[made.ground_truth["frame"] <= len(some)]
         for engine in ("torch", "thunderstorm"):
             settings = {"device": device} if engine == "torch" else {}
@@ -122,7 +122,7 @@ def peak_memory(frames: int) -> float:
     import dask.array as da
     import xarray as xr
 
-    block = np.random.default_rng(0).poisson(20, (100, 128, 128)).astype(np.uint16)
+    block = np.random.default_rng(0).poisson(20, (100, 128, 128)).astype(np.uint16) + np.uint16(100)
     block[:, 40::20, 40::20] += 200
     pieces = [da.from_array(block, chunks=block.shape)] * (frames // len(block))
     stack = xr.DataArray(da.concatenate(pieces), dims=("t", "y", "x"))

@@ -245,7 +245,20 @@ class MultiEmitterFit:
             count[better] = emitters
             accepted_misfit[better] = last.misfit[better]
             best[emitters] = last
-        parts = [self._molecules(best[n], n, (count == n).nonzero()[:, 0], spots, bounds) for n in best]
+        parts = []
+        for n, found in best.items():
+            chosen = (count == n).nonzero()[:, 0]
+            final = found[chosen]
+            if n > 1:
+                final = self.fitter.finish(
+                    final,
+                    pixels[chosen],
+                    noise[chosen],
+                    emitters=n,
+                    shared=self.same_intensity,
+                    limits=limits,
+                )
+            parts.append(self._molecules(final, n, chosen, spots, bounds))
         spot = torch.cat([part.spot for part in parts])
         order = spot.argsort(stable=True)
         columns = {
@@ -272,7 +285,7 @@ class MultiEmitterFit:
         limits = (
             cramer_rao_bounds(
                 self.fitter.psf,
-                fits.free[chosen],
+                fits.free,
                 spots.photons,
                 spots.noise.cpu()[chosen],
                 emitters=emitters,
@@ -284,15 +297,15 @@ class MultiEmitterFit:
             else {}
         )
         for e in range(emitters):
-            parameters = fits.parameters.reshape(len(fits.free), -1, 5)[chosen, e]
+            parameters = fits.parameters.reshape(len(fits.free), emitters, 5)[:, e]
             columns = {
                 "x": parameters[:, 0],
                 "y": parameters[:, 1],
                 **self.fitter.psf.describe(parameters),
-                "bkgstd": fits.residual_spread[chosen],
+                "bkgstd": fits.residual_spread,
             }
             if not self.in_photons:
-                columns["chi2"] = fits.chi2[chosen]
+                columns["chi2"] = fits.chi2
             columns |= {name: values[:, e] for name, values in limits.items()}
             parts.append(columns)
         columns = {name: torch.stack([part[name] for part in parts], 1).flatten() for name in parts[0]}

@@ -26,6 +26,9 @@ TOLERANCE = 1e-10
 POINT_TOLERANCE = 1e-9
 MAX_STEPS = 1001
 MAX_TRIALS = 5 * MAX_STEPS
+SELECTION_STEPS = 50
+"""Of a fit that only has to tell whether there is a molecule more; the plugin's take as many."""
+
 SPOTS_AT_ONCE = {"cpu": 2**9, "gpu": 2**16}
 """Spots that a thread of the CPU takes at a time, and a GPU's caches hold."""
 
@@ -391,7 +394,30 @@ class Fitter:
             parts = [free[:, :, :INTENSITY].flatten(1), free[:, :1, INTENSITY], offset]
         else:
             parts = [free[:, :, :OFFSET].flatten(1), offset]
-        return self._fit(torch.cat(parts, 1), pixels, noise, emitters=emitters, shared=shared, limits=limits)
+        return self._fit(
+            torch.cat(parts, 1),
+            pixels,
+            noise,
+            emitters=emitters,
+            shared=shared,
+            limits=limits,
+            steps=SELECTION_STEPS,
+        )
+
+    def finish(
+        self,
+        fits: "Fits",
+        pixels: Tensor,
+        noise: "SpotNoise",
+        *,
+        emitters: int,
+        shared: bool,
+        limits: tuple[float, float],
+    ) -> "Fits":
+        """Go on with fits of several molecules, as given to `with_one_more`, until they stand still."""
+        return self._fit(
+            fits.free, pixels, noise, emitters=emitters, shared=shared, limits=limits, steps=MAX_STEPS
+        )
 
     def _fit(
         self,
@@ -402,6 +428,7 @@ class Fitter:
         emitters: int = 1,
         shared: bool = False,
         limits: tuple[float, float] = (0.0, math.inf),
+        steps: int = MAX_STEPS,
     ) -> "Fits":
         # Read noise of variance v is as good as Poisson noise of v photons more, in the pixels and the model
         # (Huang et al., Nat. Methods 10, 653 (2013)); squares have it in their weights.
@@ -414,7 +441,7 @@ class Fitter:
             bounds = math.sqrt(limits[0]), math.sqrt(limits[1])
             free, model, misfit = minimize_one_by_one(
                 self.psf, self.method, start, data, weights, base,
-                emitters=emitters, shared=shared, bounds=(*bounds, float(self.fixed)),
+                emitters=emitters, shared=shared, bounds=(*bounds, float(self.fixed)), steps=steps,
             )  # fmt: skip
         else:
             free, model, misfit = minimize_together(
@@ -491,6 +518,9 @@ class Fits:
     misfit: Tensor
     residual_spread: Tensor
     chi2: Tensor
+
+    def __getitem__(self, some: Tensor) -> "Fits":
+        return Fits(**{name: values[some] for name, values in vars(self).items()})
 
 
 def _molecules(free: Tensor, emitters: int, shared: bool) -> Tensor:
@@ -579,6 +609,7 @@ def minimize_one_by_one(
     emitters: int = 1,
     shared: bool = False,
     bounds: tuple[float, float, float] = (0.0, math.inf, 0.0),
+    steps: int = MAX_STEPS,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Minimize the misfit over the free parameters of each spot, on the CPU.
 
@@ -592,8 +623,8 @@ def minimize_one_by_one(
         (n, side²) float64, y slowest, and their weights.
     base
         (n, side²) known background.
-    emitters, shared, bounds
-        See `kernels.fit_spots`.
+    emitters, shared, bounds, steps
+        See `kernels.fit_spots`; `steps` is the number of accepted points at most.
 
     Returns
     -------
@@ -604,7 +635,7 @@ def minimize_one_by_one(
     points, models, misfits = np.empty(start.shape), np.empty(pixels.shape), np.empty(len(pixels))
     before, data, known = (t.contiguous().numpy() for t in (start, pixels, weights))
     below = np.empty((0, pixels.shape[1])) if base is None else base.contiguous().numpy()
-    stops = np.array([method.first_step, TOLERANCE, POINT_TOLERANCE, MAX_STEPS, MAX_TRIALS])
+    stops = np.array([method.first_step, TOLERANCE, POINT_TOLERANCE, steps, MAX_TRIALS])
 
     def fit(some: slice) -> None:
         kernels.fit_spots(
@@ -624,7 +655,7 @@ def minimize_one_by_one(
             misfits[some],
         )
 
-    in_threads(fit, len(data), SPOTS_AT_ONCE["cpu"])
+    in_threads(fit, len(data), max(1, SPOTS_AT_ONCE["cpu"] // emitters**2))
     return torch.from_numpy(points), torch.from_numpy(models), torch.from_numpy(misfits)
 
 
