@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ENGINES = {"thunderstorm": "fiji_bridge.thunderstorm", "torch": "fiji_bridge.torch_localizer"}
 """Where each engine's `localize` is; a third one is one more line."""
 
+TORCH_SETTINGS = ("uncertainty", "background", "variance", "known_sigma", "false_alarm_rate")
+"""What the torch engine has beyond the plugin."""
+
 POSITION_COLUMNS = {"c": "channel", "z": "slice"}
 """Columns that tell the channels and planes of a stack apart, counted from 1."""
 
@@ -56,6 +59,7 @@ def localize(
     thunderstorm_jar: str | os.PathLike[str] | None = None,
     device: str | None = None,
     progress: Progress | None = None,
+    **torch_settings: Any,
 ) -> pd.DataFrame:
     """Find and fit the molecules of a stack.
 
@@ -68,7 +72,7 @@ def localize(
     options
         ThunderSTORM's `Run analysis` option string; keys left out take the plugin's defaults.
     engine
-        ``"thunderstorm"`` (the plugin), ``"torch"`` (its default analysis without Java), or None: the plugin
+        ``"thunderstorm"`` (the plugin), ``"torch"`` (its analysis without Java), or None: the plugin
         when its jar and a Java are there.
     fit_stack
         The same frames in another version [ADU], fitted in place of `stack`, where candidates are detected.
@@ -85,6 +89,9 @@ def localize(
         Where torch computes; CUDA when present by default.
     progress
         Called with the stage, what is done and the total.
+    **torch_settings
+        What only the torch engine has, and so choose it: ``uncertainty``, ``background``, ``variance``,
+        ``known_sigma`` and ``false_alarm_rate``; see `torch_localizer.localize`.
 
     Returns
     -------
@@ -99,7 +106,12 @@ def localize(
     """
     import pandas as pd
 
-    name = _choose_engine(engine, thunderstorm_jar)
+    unknown = [setting for setting in torch_settings if setting not in TORCH_SETTINGS]
+    if unknown:
+        raise FijiBridgeError(f"There is no setting {unknown[0]}; the torch engine's are {TORCH_SETTINGS}.")
+    if torch_settings and (engine or "torch") != "torch":
+        raise FijiBridgeError(f"Only the torch engine has {', '.join(torch_settings)}; use --engine torch.")
+    name = "torch" if torch_settings else _choose_engine(engine, thunderstorm_jar)
     opened = open_stack(stack)
     fitted = None if fit_stack is None else open_stack(fit_stack)
     if fitted is not None and fitted.sizes != opened.sizes:
@@ -108,7 +120,9 @@ def localize(
             f"{dict(opened.sizes)}; detect and fit on versions of the same frames."
         )
     warnings: list[str] = []
-    settings: dict[str, Any] = {"jar": thunderstorm_jar} if name == "thunderstorm" else {"device": device}
+    settings: dict[str, Any] = (
+        {"jar": thunderstorm_jar} if name == "thunderstorm" else {"device": device, **torch_settings}
+    )
     run: Localizer = import_module(ENGINES[name]).localize
     with replacing(out) if out is not None else nullcontext() as partial:
         tables = []

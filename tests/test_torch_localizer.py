@@ -12,19 +12,32 @@ import pandas as pd
 import pytest
 import torch
 from scipy.interpolate import BSpline
+from scipy.ndimage import convolve1d
 from scipy.optimize import least_squares
 from scipy.spatial import cKDTree
 
 from fiji_bridge import torch_localizer
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.evaluation import evaluate
 from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
 from fiji_bridge.stack import open_stack
 from fiji_bridge.torch_localizer import localize
+from fiji_bridge.torch_localizer.calibration import read_calibration
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
-from fiji_bridge.torch_localizer.filters import WaveletFilter, bspline
+from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
+from fiji_bridge.torch_localizer.filters import (
+    DifferenceOfGaussians,
+    MedianFilter,
+    NoFilter,
+    WaveletFilter,
+    _convolve_together,
+    bspline,
+    convolve,
+)
 from fiji_bridge.torch_localizer.fitting import (
+    Astigmatic,
     Fitter,
     Gaussian,
     IntegratedGaussian,
@@ -32,8 +45,13 @@ from fiji_bridge.torch_localizer.fitting import (
     MaximumLikelihood,
     Method,
     Psf,
+    SpotNoise,
     WeightedLeastSquares,
+    cramer_rao_bounds,
+    minimize_one_by_one,
+    minimize_together,
 )
+from fiji_bridge.torch_localizer.likelihood_ratio import LikelihoodRatio, false_alarm_threshold
 from fiji_bridge.torch_localizer.thresholds import Threshold
 
 CAMERA = Camera(offset=100.0, photons_per_adu=2.0, pixel_size_nm=100.0)
@@ -105,6 +123,14 @@ def reference(folder: Path, run: str) -> tuple[Any, Camera, str, pd.DataFrame]:
         ("em_gain", "lsq", 1e-5),
         ("em_gain", "nms", 1e-5),
         ("em_gain", "mle", 2e-2),
+        ("default", "connected_components", 1e-5),
+        ("default", "connected_components_watershed", 1e-5),
+        ("default", "lowered_gauss", 1e-5),
+        ("default", "dog", 1e-5),
+        ("default", "radial_symmetry", 0.0),
+        ("default", "centroid", 0.0),
+        ("default", "no_estimator", 0.0),
+        ("em_gain", "radial_symmetry", 0.0),
     ],
 )
 def test_the_plugins_molecules_are_found(shared_data: Path, stack: str, run: str, tolerance: float) -> None:
@@ -153,6 +179,49 @@ def test_wavelet_planes_add_up_and_pass_no_constant(wavelet: WaveletFilter) -> N
     assert flat["F"][0, 20:-20, 20:-20].abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("replicate", [True, False])
+@pytest.mark.parametrize("taps", [1, 4, 5, 11])
+def test_a_gpus_convolution_is_the_cpus(taps: int, replicate: bool, step: int) -> None:
+    frames = torch.rand(3, 30, 26, generator=torch.manual_seed(2)) * 500
+    weights = np.linspace(0.1, 0.4, taps).astype(np.float32)
+    ours = convolve(frames, weights, step=step, replicate=replicate)
+    assert torch.equal(ours, _convolve_together(frames, weights, step, replicate))
+    kernel = np.zeros((taps - 1) * step + 1)
+    kernel[::step] = weights
+    for axis in (1, 2):
+        mode = "nearest" if replicate else "constant"
+        origin = (len(kernel) // 2 - taps // 2 * step) * -1
+        frames = torch.from_numpy(convolve1d(frames.double(), kernel, axis, mode=mode, origin=origin))
+    np.testing.assert_allclose(ours, frames, rtol=1e-5)
+
+
+def test_the_wavelet_filter_is_two_convolutions() -> None:
+    frames = torch.rand(2, 24, 20, generator=torch.manual_seed(5)) * 300
+    kernel = np.array(WaveletFilter().kernel, np.float32)
+    padded = torch.nn.functional.pad(frames[:, None], [4] * 4, mode="replicate")[:, 0]
+    first = convolve(padded, kernel, replicate=False)
+    second = convolve(first, kernel, step=2, replicate=False)
+    assert torch.equal(WaveletFilter()(frames)["F"], (first - second)[:, 4:-4, 4:-4])
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize("size", [3, 4])
+def test_medians_are_those_of_the_pixels_inside_the_frame(size: int, cross: bool) -> None:
+    frame = np.random.default_rng(0).integers(0, 50, (9, 8)).astype(np.float32)
+    ours = MedianFilter(size, cross)(torch.from_numpy(frame[None]))["F"][0].numpy()
+    for y in range(9):
+        for x in range(8):
+            reach = range(-(size // 2), size - size // 2)
+            inside = [
+                frame[y + j, x + i]
+                for j in reach
+                for i in reach
+                if 0 <= y + j < 9 and 0 <= x + i < 8 and (not cross or i * j == 0)
+            ]
+            assert ours[y, x] == np.median(inside)
+
+
 def test_each_frame_is_filtered_apart() -> None:
     frames = torch.rand(3, 20, 20, generator=torch.manual_seed(1))
     assert torch.equal(WaveletFilter()(frames)["F"][1:2], WaveletFilter()(frames[1:2])["F"])
@@ -167,7 +236,8 @@ def variables() -> dict[str, torch.Tensor]:
 
 
 def threshold(formula: str) -> Threshold:
-    return Threshold(formula, "Wave", WaveletFilter.variables)
+    others = (DifferenceOfGaussians(), MedianFilter(), NoFilter())
+    return Threshold(formula, WaveletFilter(), {other.name: other for other in others})
 
 
 @pytest.mark.parametrize(
@@ -189,6 +259,11 @@ def threshold(formula: str) -> Threshold:
         ("(1+2)*(3-.5e1)", lambda v: -6.0),
         ("abs(-3)+std(5)", lambda v: 8.0),
         ("12", lambda v: 12.0),
+        ("sum(I > 25 & F1 < 0)", lambda v: ((v["I"] > 25) & (v["F1"] < 0)).sum()),
+        ("sum(I = max(I) | F != F)", lambda v: 1.0),
+        ("2*(3 > 2) + (1 = 2)", lambda v: 2.0),
+        ("mean(empty.F)", lambda v: v["I"].mean()),
+        ("std(DoG.F)", lambda v: v["DoG"].std(ddof=1)),
     ],
 )
 def test_formulas_mean_what_they_do_in_the_plugin(formula: str, expected: Any) -> None:
@@ -197,6 +272,7 @@ def test_formulas_mean_what_they_do_in_the_plugin(formula: str, expected: Any) -
     assert values.shape == (3,)
     for n, value in enumerate(values):
         one = {name: plane[n].double().numpy() for name, plane in planes.items()}
+        one["DoG"] = DifferenceOfGaussians()(planes["I"])["F"][n].double().numpy()
         assert value.item() == pytest.approx(expected(one), rel=1e-5)
 
 
@@ -215,7 +291,7 @@ def test_formulas_mean_what_they_do_in_the_plugin(formula: str, expected: Any) -
         ("std(Gauss.F)", "Gauss"),
         ("sqrt(I)", "sqrt"),
         ("__import__('os')", "__import__"),
-        ("std(I) > 2", "'>'"),
+        ("I > 2", "image"),
         ("std(I.__class__)", "__class__"),
     ],
 )
@@ -344,7 +420,24 @@ def test_no_spot_depends_on_the_others_fitted_with_it(monkeypatch: pytest.Monkey
     together = fitter(spots).parameters
     assert torch.equal(together, fitter(spots).parameters)
     monkeypatch.setitem(torch_localizer.fitting.SPOTS_AT_ONCE, "cpu", 37)
-    torch.testing.assert_close(together, fitter(spots).parameters, rtol=1e-6, atol=1e-6, equal_nan=True)
+    torch.testing.assert_close(together, fitter(spots).parameters, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("psf", PSFS, ids=lambda psf: type(psf).__name__)
+@pytest.mark.parametrize("background", [0.0, 6.0])
+def test_one_by_one_and_together_spots_have_the_same_fits(
+    psf: Psf, method: Method, background: float
+) -> None:
+    spots = noisy_spots(200)
+    base = torch.full_like(spots, background) if background else None
+    start = psf.free(psf.start(*spots.aminmax(dim=1), 1.6))
+    weights = method.weights(spots)
+    ours, models, misfits = minimize_one_by_one(psf, method, start, spots, weights, base)
+    theirs, their_models, their_misfits = minimize_together(psf, method, start, spots, weights, base)
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(models, their_models, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(misfits, their_misfits, rtol=1e-8, atol=1e-8)
 
 
 def test_fits_of_nothing_but_zeros_are_no_numbers() -> None:
@@ -406,7 +499,7 @@ def test_molecules_are_detected_in_one_version_and_fitted_in_the_other() -> None
 def test_blocks_and_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = movie(frames=7)
     whole = localize(frames, camera=CAMERA, fit_stack=frames.astype(np.float32))
-    monkeypatch.setattr(torch_localizer, "PIXELS_AT_ONCE", 3 * 48 * 48)
+    monkeypatch.setitem(torch_localizer.PIXELS_AT_ONCE, "cpu", 3 * 48 * 48)
     monkeypatch.setattr(torch_localizer, "SPOTS_AT_ONCE", 5)
     calls: list[tuple[str, int, int]] = []
     pieces = localize(frames, camera=CAMERA, progress=lambda *call: calls.append(call))
@@ -446,15 +539,16 @@ def test_maps_of_equal_values_are_the_scalar_camera() -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ("filter=[Gaussian filter]", "--engine thunderstorm"),
-        ("detector=[Centroid of connected components]", "--engine thunderstorm"),
-        ("estimator=[Radial symmetry]", "--engine thunderstorm"),
+        ("filter=[Gauss]", "filter"),
+        ("detector=[Laplacian]", "detector"),
+        ("estimator=[Phasor-based]", "estimator"),
+        ("estimator=[PSF: Elliptical Gaussian (3D astigmatism)]", "calibrationpath"),
         ("method=[Nelder-Mead]", "Least squares"),
-        ("mfaenabled=true", "mfaenabled"),
-        ("full_image_fitting=true", "full_image_fitting"),
+        ("mfaenabled=perhaps", "mfaenabled"),
+        ("mfaenabled=true nmax=-1", "nmax"),
         ("connectivity=6-neighbourhood", "connectivity"),
         ("treshold=2", "threshold"),
-        ("threshold=std(Gauss.F)", "Gauss"),
+        ("threshold=std(Gausz.F)", "Gausz"),
         ("scale=-2", "scale"),
         ("order=2.5", "order"),
         ("order=zero", "order"),
@@ -547,3 +641,231 @@ def test_choosing_an_engine_loads_neither_torch_nor_a_jvm() -> None:
     code = "import sys, fiji_bridge.localizers; print({'torch', 'jpype', 'scyjava'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+# Uncertainty, and what is known of the pixels
+
+
+def spots_of(photons: float, count: int = 3000, radius: int = 4, background: float = 5.0) -> Any:
+    """Give Poisson spots of sigma 1.3 px with their true positions."""
+    rng = np.random.default_rng(3)
+    places = rng.uniform(-0.5, 0.5, (count, 2))
+    model = render(IntegratedGaussian(), [[x, y, 1.3, photons, background] for x, y in places], radius)
+    return torch.from_numpy(rng.poisson(model).astype(float)), places, model
+
+
+@pytest.mark.parametrize(("photons", "known"), [(150.0, True), (300.0, False), (2000.0, False)])
+def test_the_likelihoods_errors_are_those_that_it_reports(photons: float, known: bool) -> None:
+    pixels, places, _ = spots_of(photons)
+    fit = GaussianFit(Fitter(IntegratedGaussian(), MaximumLikelihood(), 1.3, 4, fixed=known))
+    found = fit(Spots(pixels, torch.zeros(len(pixels), 2).double(), 1.0, SpotNoise()), bounds=True)
+    assert len(found.spot) == len(pixels)
+    for axis, name in enumerate("xy"):
+        errors = found.columns[name].numpy() - places[:, axis]
+        assert 0.95 < (errors / found.columns[f"uncertainty_{name}"].numpy()).std() < 1.05
+
+
+def test_bounds_are_those_of_the_information_matrix() -> None:
+    psf, grid = IntegratedGaussian(), torch.arange(-4, 5, dtype=torch.float64)
+    free = psf.free(torch.tensor([[0.2, -0.3, 1.3, 500.0, 5.0], [0.0, 0.4, 1.1, 900.0, 20.0]]).double())
+    variance = torch.full((2, 81), 3.0, dtype=torch.float64)
+    model, derivatives = psf(free, grid)
+    for noise, seen in ((SpotNoise(), model), (SpotNoise(variance=variance), model + variance)):
+        information = torch.einsum("nip,njp,np->nij", derivatives, derivatives, 1 / seen)
+        expected = torch.linalg.inv(information).diagonal(dim1=1, dim2=2).sqrt()
+        bounds = cramer_rao_bounds(psf, free, 1.0, noise, side=9)
+        torch.testing.assert_close(bounds["uncertainty_x"][:, 0], expected[:, 0])
+        torch.testing.assert_close(bounds["uncertainty_y"][:, 0], expected[:, 1])
+
+
+def test_read_noise_that_is_known_makes_fits_better() -> None:
+    pixels, places, _ = spots_of(400.0, background=2.0)
+    rng = np.random.default_rng(9)
+    variance = torch.from_numpy(np.where(rng.random(pixels.shape) < 0.1, 150.0, 2.0))
+    noisy = (pixels + torch.from_numpy(rng.normal(0, 1, pixels.shape)) * variance.sqrt()).clamp(min=0)
+    errors = {}
+    for name, noise in (("ignored", SpotNoise()), ("known", SpotNoise(variance=variance))):
+        fits = Fitter(IntegratedGaussian(), MaximumLikelihood(), 1.3, 4)(noisy, None, noise)
+        errors[name] = np.abs(fits.parameters[:, :2].numpy() - places).mean()
+    assert errors["known"] < 0.85 * errors["ignored"]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_slope_that_is_known_does_not_draw_positions(method: Method) -> None:
+    _, places, model = spots_of(600.0, count=50)
+    slope = torch.arange(9, dtype=torch.float64).repeat(9, 1).flatten() * 8
+    noise = SpotNoise(background=slope.expand(50, -1))
+    fits = Fitter(IntegratedGaussian(), method, 1.5, 4)(model + slope, None, noise)
+    np.testing.assert_allclose(fits.parameters[:, :2], places, atol=1e-3)
+    drawn = Fitter(IntegratedGaussian(), method, 1.5, 4)(model + slope).parameters[:, 0]
+    assert (drawn.numpy() - places[:, 0]).mean() > 0.05
+
+
+def test_maps_reach_the_fits() -> None:
+    plain = localize(movie(), camera=CAMERA, options="method=[Maximum likelihood]")
+    zeros, frames = np.zeros((48, 48)), movie()
+    same = localize(
+        frames, camera=CAMERA, options="method=[Maximum likelihood]", background=zeros, variance=zeros
+    )
+    pd.testing.assert_frame_equal(plain, same)
+    lifted = np.add(frames, 50, dtype=np.uint16)
+    table = localize(
+        lifted, camera=CAMERA, options="method=[Maximum likelihood]", background=np.full((48, 48), 100.0)
+    )
+    i, j = pairs(table, plain, radius_nm=20.0)
+    assert len(i) > 0.9 * len(plain)
+    np.testing.assert_allclose(table["offset [photon]"][i], plain["offset [photon]"].to_numpy()[j], atol=8)
+    with pytest.raises(FijiBridgeError, match="shape"):
+        localize(frames, camera=CAMERA, background=np.zeros((3, 3)))
+
+
+def test_uncertainties_have_their_columns() -> None:
+    tables = {
+        name: localize(movie(), camera=CAMERA, options="method=[Maximum likelihood]", uncertainty=name)
+        for name in ("thompson", "mortensen", "crlb")
+    }
+    assert {"uncertainty_x [nm]", "uncertainty_y [nm]"} < set(tables["crlb"])
+    bright = tables["crlb"]["intensity [photon]"] > 700
+    ratio = tables["mortensen"]["uncertainty [nm]"] / tables["crlb"]["uncertainty [nm]"]
+    assert ratio[bright].median() == pytest.approx(1, abs=0.25)
+    with pytest.raises(FijiBridgeError, match="mortensen"):
+        localize(movie(1), camera=CAMERA, uncertainty="best")
+    with pytest.raises(FijiBridgeError, match="sigma"):
+        localize(movie(1), camera=CAMERA, options="estimator=[Radial symmetry]", known_sigma=True)
+
+
+# Multi-emitter fits
+
+
+def test_two_molecules_are_told_apart_and_one_is_not_two() -> None:
+    one = render(IntegratedGaussian(), [[0.3, 0.1, 1.3, 900.0, 20.0]], 4)
+    two = render(IntegratedGaussian(), [[-1.4, 0.0, 1.3, 900.0, 20.0]], 4) + (
+        render(IntegratedGaussian(), [[1.4, 0.6, 1.3, 900.0, 0.0]], 4)
+    )
+    rng = np.random.default_rng(2)
+    pixels = torch.from_numpy(rng.poisson(torch.cat([one, two]).repeat(50, 1)).astype(float))
+    for method in (MaximumLikelihood(), LeastSquares()):
+        for same in (False, True):
+            fit = MultiEmitterFit(
+                Fitter(IntegratedGaussian(), method, 1.3, 4), most=3, same_intensity=same, photons=(300, 2500)
+            )
+            found = fit(Spots(pixels, torch.zeros(100, 2).double(), 1.0, SpotNoise()), bounds=True)
+            counts = np.bincount(found.spot, minlength=100)
+            assert (counts[::2] == 1).mean() > 0.95
+            assert (counts[1::2] == 2).mean() > 0.95
+            x = found.columns["x"].numpy()[counts[found.spot] == 2]
+            assert np.abs(np.abs(x) - 1.4).mean() < 0.15
+            assert (found.columns["intensity"] >= 300 - 1e-6).all()
+            assert (found.columns["uncertainty_x"] > 0).all()
+
+
+def test_more_molecules_are_found_in_crowds(shared_data: Path) -> None:
+    folder = shared_data / "thunderstorm_reference" / "default"
+    frames, camera, options, theirs = reference(folder, "mfa")
+    ours = localize(frames, camera=camera, options=options)
+    truth = read_localizations(folder / "ground_truth.csv")
+    mine, plugins = (evaluate(table, truth, radius_nm=50.0) for table in (ours, theirs))
+    assert mine.jaccard >= plugins.jaccard
+    assert mine.rmse_nm <= plugins.rmse_nm
+    i, _ = pairs(ours, theirs)
+    assert len(i) > 0.97 * len(theirs)
+
+
+def test_whole_frames_are_fitted_from_their_best_candidate() -> None:
+    frames = np.full((1, 25, 25), 110.0, np.float32)
+    spot = render(IntegratedGaussian(), [[0.25, -0.35, 1.3, 500.0, 0.0]])
+    frames[0, 10:17, 15:22] += spot.numpy().reshape(7, 7)
+    table = localize(frames, camera=CAMERA, options="full_image_fitting=true")
+    assert len(table) == 1
+    assert table["x [nm]"][0] == pytest.approx(18.75 * 100, abs=1)
+    assert table["y [nm]"][0] == pytest.approx(13.15 * 100, abs=1)
+    with pytest.raises(FijiBridgeError, match="square"):
+        localize(frames[:, :20], camera=CAMERA, options="full_image_fitting=true")
+
+
+# Detection by likelihood ratio
+
+
+@pytest.mark.parametrize("background", [2.0, 30.0])
+@pytest.mark.parametrize("read_noise", [0.0, 2.0])
+def test_false_alarms_are_as_rare_as_they_should_be(background: float, read_noise: float) -> None:
+    rng = np.random.default_rng(4)
+    frames = rng.poisson(background, (3, 100, 100)) + rng.normal(0, read_noise, (3, 100, 100))
+    variance = torch.full((100, 100), read_noise**2, dtype=torch.float64)
+    ratio = LikelihoodRatio(1.3, photons=2.0, variance=variance if read_noise else None)
+    values = ratio(torch.from_numpy(frames / 2).float())["F"][:, 5:-5, 5:-5]
+    for rate in (0.05, 0.01):
+        share = (values > false_alarm_threshold(rate)).double().mean().item()
+        assert share == pytest.approx(rate, rel=0.35)
+
+
+def test_a_likelihood_ratio_finds_dim_molecules_without_a_threshold_to_tune() -> None:
+    rng = np.random.default_rng(0)
+    photons = np.full((8, 64, 64), 5.0)
+    true = []
+    for number, frame in enumerate(photons):
+        for y, x in [(y, x) for y in range(10, 60, 12) for x in range(10, 60, 12)]:
+            spot = render(IntegratedGaussian(), [[0.2, -0.3, 1.3, 130.0, 0.0]], 5)
+            frame[y - 5 : y + 6, x - 5 : x + 6] += spot.numpy().reshape(11, 11)
+            true.append((number + 1, (x + 0.7) * 100, (y + 0.2) * 100))
+    movie_of_dim = rng.poisson(photons) / 2 + 100
+    table = localize(
+        movie_of_dim.astype(np.float32),
+        camera=CAMERA,
+        options="sigma=1.3 method=[Maximum likelihood]",
+        false_alarm_rate=1e-4,
+        known_sigma=True,
+        strength=True,
+    )
+    truth = pd.DataFrame(true, columns=["frame", "x [nm]", "y [nm]"])
+    result = evaluate(table, truth, radius_nm=150.0)
+    assert result.recall > 0.9
+    assert result.precision > 0.95
+    assert (table["strength"] >= 1).all()
+    for wrong in (0.0, 0.7):
+        with pytest.raises(FijiBridgeError, match="false alarms"):
+            localize(movie(1), camera=CAMERA, false_alarm_rate=wrong)
+
+
+# Astigmatism
+
+
+def calibration(folder: Path, kind: str) -> Path:
+    numbers = {
+        "PolynomialCalibration": "a1: 2.0e-06 a2: 2.5e-06 b1: 1.2 b2: 1.3 c1: 200.0 c2: -220.0 "
+        "d1: 1.0e-10 d2: 0.0 w01: 1.0 w02: 1.0",
+        "DaostormCalibration": "a1: 0.1 a2: -0.1 b1: 0.05 b2: 0.02 c1: 200.0 c2: -220.0 "
+        "d1: 400.0 d2: 420.0 w01: 2.4 w02: 2.6",
+    }[kind]
+    lines = "\n".join(numbers.replace(": ", ":").split()).replace(":", ": ")
+    path = folder / f"{kind}.yaml"
+    tag = f"!!cz.cuni.lf1.lge.ThunderSTORM.calibration.{kind}"
+    path.write_text(f"{tag}\nangle: 0.3\n{lines}\nname: {kind}\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["PolynomialCalibration", "DaostormCalibration"])
+def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
+    psf = Astigmatic(read_calibration(str(calibration(tmp_path, kind))))
+    grid = torch.arange(-5, 6, dtype=torch.float64)
+    true = torch.tensor([[0.3, -0.2, z, 90.0, 8.0] for z in (-250.0, -60.0, 0.0, 130.0, 280.0)]).double()
+    free = psf.free(true)
+    model, derivatives = psf(free, grid)
+    numeric = torch.autograd.functional.jacobian(lambda p: psf(p, grid)[0].sum(0), free)
+    torch.testing.assert_close(derivatives.transpose(1, 2), numeric.permute(1, 0, 2))
+    for method in METHODS:
+        fits = Fitter(psf, method, 1.6, 5)(model)
+        torch.testing.assert_close(fits.parameters, true, rtol=1e-3, atol=1e-3)
+        noisy = torch.from_numpy(np.random.default_rng(0).poisson(model).astype(float))
+        start, weights = psf.free(psf.start(*noisy.aminmax(dim=1), 1.6)), method.weights(noisy)
+        alone, _, _ = minimize_one_by_one(psf, method, start, noisy, weights)
+        together, _, _ = minimize_together(psf, method, start, noisy, weights)
+        torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+def test_wrong_calibrations_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "calibration.yaml"
+    path.write_text("angle: 0.3\n")
+    for name, said in ((str(path), "not a calibration"), (str(tmp_path / "none.yaml"), "Cannot read")):
+        with pytest.raises(FijiBridgeError, match=said):
+            read_calibration(name)

@@ -1,4 +1,4 @@
-"""ThunderSTORM's default analysis on torch: no Java, any device, the plugin's conventions and numbers.
+"""ThunderSTORM's analysis on torch: no Java, any device, the plugin's conventions and numbers.
 
 Candidates are found on filtered frames (Ovesný et al., "ThunderSTORM: a comprehensive ImageJ plug-in for PALM
 and STORM data analysis and super-resolution imaging", Bioinformatics 30, 2389 (2014)), and a point spread
@@ -20,8 +20,17 @@ from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import frame_blocks, open_stack
-from fiji_bridge.torch_localizer.fitting import Fitter
-from fiji_bridge.torch_localizer.options import Analysis, read_analysis
+from fiji_bridge.torch_localizer.detectors import ConnectedComponents
+from fiji_bridge.torch_localizer.estimators import Estimator, Spots
+from fiji_bridge.torch_localizer.fitting import SpotNoise
+from fiji_bridge.torch_localizer.options import (
+    Analysis,
+    read_analysis,
+    with_known_sigma,
+    with_likelihood_ratio,
+)
+from fiji_bridge.torch_localizer.threads import threads_for_loops
+from fiji_bridge.torch_localizer.uncertainty import UNCERTAINTIES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["localize"]
 
-PIXELS_AT_ONCE = 2**20
+PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
 SPOTS_AT_ONCE = 2**16
 """Candidates fitted together, from as many blocks as it takes: the last few of each fit need many steps."""
 
@@ -41,6 +50,11 @@ def localize(
     options: str = "",
     fit_stack: xr.DataArray | np.ndarray | None = None,
     strength: bool = False,
+    uncertainty: str = "thompson",
+    background: np.ndarray | None = None,
+    variance: np.ndarray | None = None,
+    known_sigma: bool = False,
+    false_alarm_rate: float | None = None,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
@@ -60,6 +74,22 @@ def localize(
     strength
         Add the column ``strength``: the filtered value at the candidate over that frame's threshold, so that
         the molecules of the threshold ``k*(…)``, k ≥ 1, are the rows with ``strength >= k``.
+    uncertainty
+        ``"thompson"``, the plugin's (equation 17 of Thompson et al., Biophys. J. 82, 2775 (2002), with 8π);
+        ``"mortensen"``, for least squares or maximum likelihood as fitted (Mortensen et al., Nat. Methods 7,
+        377 (2010), in the closed form of Rieger and Stallinga, ChemPhysChem 15, 664 (2014)); ``"crlb"``, the
+        Cramér-Rao bound of the fit's own pixels and parameters, with the columns ``uncertainty_x [nm]``,
+        ``uncertainty_y [nm]`` and, as far as they are fitted, those of z and of the intensity.
+    background
+        (y, x) or (t, y, x): light that is not from molecules [photons]; the fitted offset comes on top of it.
+    variance
+        (y, x) variance of the noise besides that of the light, such as the camera's read noise [photons²].
+    known_sigma
+        Whether the options' sigma is the molecules' own and is not fitted, which brings the positions of dim
+        ones closer to their Cramér-Rao bound.
+    false_alarm_rate
+        Detect by likelihood ratio, for molecules of the options' sigma, in place of the options' filter and
+        threshold: the share of the pixels of an empty frame that would be taken for molecules, such as 1e-4.
     device
         ``"cpu"``, ``"cuda"`` or one such device; CUDA where there is one by default.
     progress
@@ -68,36 +98,53 @@ def localize(
     Returns
     -------
     pandas.DataFrame
-        ThunderSTORM's columns; molecules by frame, then in the plugin's order. ``uncertainty [nm]`` is that
-        of Thompson et al., Biophys. J. 82, 2775 (2002) with 8π, which is the plugin's; fits that gave no
-        finite numbers or left the square of pixels are not in the table.
+        ThunderSTORM's columns; molecules by frame, then in the plugin's order. Fits that gave no finite
+        numbers or left the square of pixels are not in the table.
 
     Raises
     ------
     FijiBridgeError
-        If the options ask for what this engine does not have, the frames are smaller than the fitted
-        square, the stacks differ in shape, or the pixel size is unknown.
+        If an option is not possible, the frames are smaller than the fitted square, stacks or maps differ in
+        shape, or the pixel size is unknown.
     """
     import pandas as pd
 
     analysis = read_analysis(options)
+    if uncertainty not in UNCERTAINTIES:
+        raise FijiBridgeError(
+            f"There is no uncertainty {uncertainty!r}; choose one of {', '.join(UNCERTAINTIES)}."
+        )
+    if strength and isinstance(analysis.detector, ConnectedComponents):
+        raise FijiBridgeError(
+            "The centroid of connected components has no strength: at a higher threshold it finds other "
+            "places. Choose another detector."
+        )
+    if known_sigma:
+        analysis = with_known_sigma(analysis)
+    if false_alarm_rate is not None:
+        photons = _photons_per_count(camera)
+        analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, variance)
     found_in = open_stack(stack)
     fitted = found_in if fit_stack is None else open_stack(fit_stack)
-    _check_shapes(found_in, fitted, analysis.fitter)
+    _check_shapes(found_in, fitted, analysis)
+    maps = _Maps.read(background, variance, found_in.shape)
     if camera.pixel_size_nm is None:
         raise FijiBridgeError('The pixel size is unknown; give it in nm with --camera "… pixelsize=…".')
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     report = progress or silent
     total = found_in.sizes["t"]
-    parts, waiting = [], Candidates.none(analysis.fitter.radius, target)
+    measure = _Measurement(analysis.estimator, camera, maps, uncertainty)
+    parts: list[dict[str, np.ndarray]] = []
+    waiting: list[Candidates] = []
     report("Localizing", 0, total)
-    for start, seen, measured in _blocks(found_in, fitted, camera, target):
-        waiting = waiting.join(_detect(analysis, start, seen, measured))
-        done = start + len(seen)
-        if len(waiting.frame) >= SPOTS_AT_ONCE or done == total:
-            parts.append(_measure(analysis.fitter, camera, waiting))
-            waiting = Candidates.none(analysis.fitter.radius, target)
-        report("Localizing", done, total)
+    with threads_for_loops():
+        for start, seen, measured in _blocks(found_in, fitted, camera, target):
+            waiting.append(_detect(analysis, start, seen, measured))
+            done = start + len(seen)
+            if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
+                parts.append(measure(Candidates.join(waiting)))
+                waiting = []
+            report("Localizing", done, total)
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if not strength:
         del columns["strength"]
@@ -110,7 +157,7 @@ def localize(
     return table
 
 
-def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, fitter: Fitter) -> None:
+def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, analysis: Analysis) -> None:
     source = stack.attrs.get("source", "the stack")
     if stack.dims != ("t", "y", "x"):
         raise FijiBridgeError(
@@ -121,9 +168,14 @@ def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, fitter: Fitter) 
             f"{fit_stack.attrs.get('source', 'fit_stack')} has the shape {fit_stack.shape} and {source} "
             f"{stack.shape}; detect and fit on versions of the same frames."
         )
-    side = 2 * fitter.radius + 1
-    if min(stack.shape[1:]) < side:
-        height, width = stack.shape[1:]
+    side = 2 * analysis.estimator.radius + 1
+    height, width = stack.shape[1:]
+    if analysis.whole_frames:
+        if height != width:
+            raise FijiBridgeError(
+                f"full_image_fitting takes square frames, but {source}'s are {width}×{height}; crop them."
+            )
+    elif min(height, width) < side:
         raise FijiBridgeError(
             f"The frames of {source} are {width}×{height} pixels, too small to fit {side}×{side} of them; "
             "lower fitradius."
@@ -134,7 +186,7 @@ def _blocks(
     stack: xr.DataArray, fit_stack: xr.DataArray, camera: Camera, device: torch.device
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Give (first frame, frames to detect on, frames to fit), both (n, y, x) float32 ADU above the offset."""
-    frames = max(1, PIXELS_AT_ONCE // math.prod(stack.shape[1:]))
+    frames = max(1, PIXELS_AT_ONCE[device.type] // math.prod(stack.shape[1:]))
     if fit_stack is stack:
         for start, block in frame_blocks(stack, frames):
             counts = _counts(block, camera, device)
@@ -161,13 +213,60 @@ def _photons_per_count(camera: Camera) -> float:
 
 
 @dataclass(frozen=True)
+class _Maps:
+    """What is known of the pixels: (t or 1, y, x) float64 background [photons] and variance [photons²]."""
+
+    background: np.ndarray | None
+    variance: np.ndarray | None
+
+    @classmethod
+    def read(
+        cls, background: np.ndarray | None, variance: np.ndarray | None, shape: tuple[int, ...]
+    ) -> _Maps:
+        if variance is not None and np.ndim(variance) != 2:
+            raise FijiBridgeError(f"variance must be one map (y, x), not {np.ndim(variance)}-dimensional.")
+        maps: list[np.ndarray | None] = []
+        for name, values in (("background", background), ("variance", variance)):
+            if values is None:
+                maps.append(None)
+                continue
+            values = np.asarray(values, np.float64)
+            if values.shape not in (shape, shape[1:]):
+                raise FijiBridgeError(
+                    f"{name} has the shape {values.shape}, but the stack {shape}; give one value a pixel."
+                )
+            if not (np.isfinite(values).all() and (values >= 0).all()):
+                raise FijiBridgeError(f"{name} must be zero or a positive number at every pixel.")
+            maps.append(values.reshape(-1, *shape[1:]))
+        return cls(*maps)
+
+    def around(self, candidates: Candidates, photons: float) -> SpotNoise:
+        """Give what is known of the candidates' pixels, in units of as many photons."""
+        side = math.isqrt(candidates.pixels.shape[1])
+        reach = np.arange(side) - side // 2
+        frame, x, y = (t.cpu().numpy()[:, None, None] for t in (candidates.frame, candidates.x, candidates.y))
+        rows, columns = y + reach[:, None], x + reach
+
+        def crop(values: np.ndarray | None, unit: float) -> Tensor | None:
+            if values is None:
+                return None
+            cropped = values[frame if len(values) > 1 else np.zeros_like(frame), rows, columns]
+            pixels = torch.from_numpy(cropped.reshape(len(cropped), side**2) / unit)
+            return pixels.to(candidates.pixels.device)
+
+        return SpotNoise(crop(self.background, photons), crop(self.variance, photons**2))
+
+
+@dataclass(frozen=True)
 class Candidates:
     """Places to fit.
 
     Parameters
     ----------
     frame, x, y
-        (n,) int64, counted from 0.
+        (n,) int64 frame and pixel, counted from 0.
+    at
+        (n, 2) float64 x and y from the centre of the pixel [px].
     strength
         (n,) float64 filtered value over threshold.
     pixels
@@ -177,67 +276,88 @@ class Candidates:
     frame: Tensor
     x: Tensor
     y: Tensor
+    at: Tensor
     strength: Tensor
     pixels: Tensor
 
     @classmethod
-    def none(cls, radius: int, device: torch.device) -> Candidates:
-        """Give no candidates."""
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        pixels = torch.zeros(0, (2 * radius + 1) ** 2, dtype=torch.float32, device=device)
-        return cls(empty, empty, empty, empty.double(), pixels)
+    def join(cls, parts: list[Candidates]) -> Candidates:
+        """Put candidates behind each other."""
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return cls(*(torch.cat(column) for column in columns))
 
-    def join(self, other: Candidates) -> Candidates:
-        """Put others behind these."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return Candidates(*(torch.cat(pair) for pair in pairs))
+    def __getitem__(self, some: slice) -> Candidates:
+        return Candidates(*(values[some] for values in vars(self).values()))
 
 
 def _detect(analysis: Analysis, start: int, seen: Tensor, measured: Tensor) -> Candidates:
     variables = analysis.filter(seen)
     thresholds = analysis.threshold(variables)
-    frame, x, y = analysis.detector(variables["F"], thresholds).unbind(1)
-    radius = analysis.fitter.radius
-    height, width = seen.shape[1:]
-    inside = (x >= radius) & (x < width - radius) & (y >= radius) & (y < height - radius)
-    frame, x, y = frame[inside], x[inside], y[inside]
+    found = analysis.detector(variables["F"], thresholds)
+    frame, place = found[:, 0].long(), found[:, 1:]
+    x, y = place.long().unbind(1)
     # A filtered value and a threshold of zero both, as empty frames have, are equal: a strength of 1.
     strength = (variables["F"][frame, y, x].double() / thresholds[frame].double()).nan_to_num(1.0, torch.inf)
-    reach = torch.arange(-radius, radius + 1, device=seen.device)
-    rows, columns = y[:, None, None] + reach[:, None], x[:, None, None] + reach
-    pixels = measured[frame[:, None, None], rows, columns].flatten(1)
-    return Candidates(frame + start, x, y, strength, pixels)
+    height, width = seen.shape[1:]
+    if analysis.whole_frames:
+        best = [int(i[strength[i].argmax()]) for i in ((frame == n).nonzero()[:, 0] for n in frame.unique())]
+        frame, x, y, place, strength = (values[best] for values in (frame, x, y, place, strength))
+        x, y = torch.full_like(x, width // 2), torch.full_like(y, height // 2)
+        pixels = measured[frame].flatten(1)
+    else:
+        radius = analysis.estimator.radius
+        inside = (x >= radius) & (x < width - radius) & (y >= radius) & (y < height - radius)
+        frame, x, y, place, strength = (values[inside] for values in (frame, x, y, place, strength))
+        reach = torch.arange(-radius, radius + 1, device=seen.device)
+        rows, columns = y[:, None, None] + reach[:, None], x[:, None, None] + reach
+        pixels = measured[frame[:, None, None], rows, columns].flatten(1)
+    at = place - torch.stack([x, y], 1)
+    return Candidates(frame + start, x, y, at, strength, pixels)
 
 
-def _measure(fitter: Fitter, camera: Camera, candidates: Candidates) -> dict[str, np.ndarray]:
-    to_photons, pixel = _photons_per_count(camera), float(camera.pixel_size_nm or math.nan)
-    unit = to_photons if fitter.method.in_photons else 1.0
-    fits = [fitter(some.double() * unit) for some in candidates.pixels.split(SPOTS_AT_ONCE)]
-    x, y, sigma, intensity, offset = torch.cat([fit.parameters for fit in fits]).unbind(1)
-    spread = torch.cat([fit.residual_spread for fit in fits])
-    sigma = sigma * pixel
-    intensity, offset, spread = (values * (to_photons / unit) for values in (intensity, offset, spread))
-    columns = {
-        "frame": candidates.frame + 1,
-        "x [nm]": (x + candidates.x + 0.5) * pixel,
-        "y [nm]": (y + candidates.y + 0.5) * pixel,
-        "sigma [nm]": sigma,
-        "intensity [photon]": intensity,
-        "offset [photon]": offset,
-        "bkgstd [photon]": spread,
-    }
-    if not fitter.method.in_photons:
-        columns["chi2"] = torch.cat([fit.chi2 for fit in fits])
-    columns["uncertainty [nm]"] = _uncertainty(sigma, intensity, spread, pixel, camera.excess_noise)
-    kept = (x.abs() <= fitter.radius) & (y.abs() <= fitter.radius)
-    for values in columns.values():
-        kept &= values.isfinite()
-    columns["strength"] = candidates.strength
-    return {name: values[kept].cpu().numpy() for name, values in columns.items()}
+@dataclass(frozen=True)
+class _Measurement:
+    """Turns candidates into columns of the table."""
 
+    estimator: Estimator
+    camera: Camera
+    maps: _Maps
+    uncertainty: str
 
-def _uncertainty(sigma: Tensor, intensity: Tensor, spread: Tensor, pixel: float, excess: float) -> Tensor:
-    """Thompson et al. 2002, equation 17 with 8π; as in the plugin, excess noise doubles only sigma²."""
-    variance = (excess * sigma.square() + pixel**2 / 12) / intensity
-    background = 8 * math.pi * sigma.pow(4) * spread.square() / (pixel * intensity).square()
-    return (variance + background).sqrt()
+    def __call__(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        starts = range(0, max(1, len(candidates.frame)), SPOTS_AT_ONCE)
+        parts = [self._some(candidates[start : start + SPOTS_AT_ONCE]) for start in starts]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _some(self, candidates: Candidates) -> dict[str, np.ndarray]:
+        to_photons, pixel = _photons_per_count(self.camera), float(self.camera.pixel_size_nm or math.nan)
+        # A unit of the estimator's pixels in ADU, and in photons.
+        unit = to_photons if self.estimator.in_photons else 1.0
+        photons = to_photons / unit
+        spots = Spots(
+            candidates.pixels.double() * unit, candidates.at, photons, self.maps.around(candidates, photons)
+        )
+        found = self.estimator(spots, bounds=self.uncertainty == "crlb")
+        place = torch.stack([candidates.x, candidates.y])[:, found.spot] + 0.5
+        units = {
+            **dict.fromkeys(("x", "y", "sigma", "sigma1", "sigma2"), (" [nm]", pixel)),
+            **dict.fromkeys(("uncertainty_x", "uncertainty_y"), (" [nm]", pixel)),
+            **dict.fromkeys(("z", "uncertainty_z"), (" [nm]", 1.0)),
+            **dict.fromkeys(("intensity", "offset", "bkgstd"), (" [photon]", photons)),
+            "uncertainty_intensity": (" [photon]", photons),
+            "chi2": ("", 1.0),
+        }
+        named = found.columns | {"x": found.columns["x"] + place[0], "y": found.columns["y"] + place[1]}
+        columns = {"frame": candidates.frame[found.spot] + 1}
+        columns |= {name + units[name][0]: values * units[name][1] for name, values in named.items()}
+        estimate = UNCERTAINTIES[self.uncertainty](columns, self.camera, self.estimator.in_photons)
+        bounds = {name: columns.pop(name) for name in list(columns) if name.startswith("uncertainty_")}
+        if estimate is not None:
+            columns["uncertainty [nm]"] = estimate
+        widening = math.sqrt(self.camera.excess_noise)
+        columns |= {name: values * widening for name, values in bounds.items()}
+        kept = torch.ones(len(found.spot), dtype=torch.bool, device=found.spot.device)
+        for values in columns.values():
+            kept &= values.isfinite()
+        columns["strength"] = candidates.strength[found.spot]
+        return {name: values[kept].cpu().numpy() for name, values in columns.items()}

@@ -2,16 +2,21 @@
 
 The minimizer is the Levenberg-Marquardt algorithm of Moré, "The Levenberg-Marquardt algorithm:
 implementation and theory", Lecture Notes in Mathematics 630, 105 (1978), with the trust region, scaling and
-stopping rules of MINPACK, which are also the plugin's. Each step takes every unfinished candidate one trial
-further.
+stopping rules of MINPACK, which are also the plugin's. On a GPU each step takes every unfinished candidate
+one trial further; on a CPU `kernels` does one candidate after another.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fiji_bridge.torch_localizer import kernels
+from fiji_bridge.torch_localizer.threads import in_threads
 
 X, Y, SIGMA, INTENSITY, OFFSET = range(5)
 """Columns of physical parameters: position from the central pixel's centre [px], sigma [px], and the
@@ -21,22 +26,47 @@ TOLERANCE = 1e-10
 POINT_TOLERANCE = 1e-9
 MAX_STEPS = 1001
 MAX_TRIALS = 5 * MAX_STEPS
-SPOTS_AT_ONCE = {"cpu": 2**12, "gpu": 2**16}
-"""As many as the processor's caches hold."""
+SELECTION_STEPS = 50
+"""Of a fit that only has to tell whether there is a molecule more; the plugin's take as many."""
+
+SPOTS_AT_ONCE = {"cpu": 2**9, "gpu": 2**16}
+"""Spots that a thread of the CPU takes at a time, and a GPU's caches hold."""
 
 WEIGHT_RANGE = 1000.0
 DIMMEST = 1e-6
+"""Light of a pixel [photons] that counts as none."""
+
+FAINTEST = 0.1
+"""Part of a spot's mean that an offset starts from at least."""
+
 _TINY = torch.finfo(torch.float64).tiny
 
 
 class Psf(Protocol):
-    """A point spread function in the free parameters of the fit, whose squares keep what must be positive."""
+    """A point spread function in the free parameters of the fit, whose squares keep what must be positive.
+
+    Attributes
+    ----------
+    kind
+        Its number in `kernels`.
+    calibration
+        (12,) numbers that it needs there, if it does.
+    """
+
+    kind: ClassVar[int]
+    calibration: np.ndarray
 
     def free(self, physical: Tensor) -> Tensor:
         """Turn physical parameters (n, 5) into free ones."""
 
     def physical(self, free: Tensor) -> Tensor:
         """Turn free parameters (n, 5) into physical ones."""
+
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:
+        """Guess physical parameters (n, 5) from the darkest and the brightest pixels (n,) of spots."""
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:
+        """Name what the parameters after x and y say."""
 
     def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate on a square of pixels.
@@ -58,11 +88,20 @@ class Psf(Protocol):
 class IntegratedGaussian:
     """Symmetric Gaussian integrated over each pixel; free are x, y, sigma, √intensity and √offset."""
 
+    kind: ClassVar = kernels.INTEGRATED
+    calibration = np.zeros(12)
+
     def free(self, physical: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([physical[:, :INTENSITY], physical[:, INTENSITY:].abs().sqrt()], 1)
 
     def physical(self, free: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([free[:, :SIGMA], free[:, SIGMA : SIGMA + 1].abs(), free[:, INTENSITY:].square()], 1)
+
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
+        return _symmetric_start(low, high, sigma)
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return dict(zip(("sigma", "intensity", "offset"), physical[:, SIGMA:].unbind(1), strict=True))
 
     def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         sigma, root_intensity, root_offset = (
@@ -93,11 +132,20 @@ class IntegratedGaussian:
 class Gaussian:
     """Symmetric Gaussian sampled at pixel centres; free are x, y, √sigma, √intensity and √offset."""
 
+    kind: ClassVar = kernels.SAMPLED
+    calibration = np.zeros(12)
+
     def free(self, physical: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([physical[:, :SIGMA], physical[:, SIGMA:].abs().sqrt()], 1)
 
     def physical(self, free: Tensor) -> Tensor:  # noqa: D102
         return torch.cat([free[:, :SIGMA], free[:, SIGMA:].square()], 1)
+
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
+        return _symmetric_start(low, high, sigma)
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        return dict(zip(("sigma", "intensity", "offset"), physical[:, SIGMA:].unbind(1), strict=True))
 
     def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         sigma, root_intensity, root_offset = (
@@ -118,6 +166,75 @@ class Gaussian:
         derivatives[:, INTENSITY] = 2 * root_intensity * spot
         derivatives[:, OFFSET] = 2 * root_offset
         return root_offset.square() + intensity * spot, derivatives
+
+
+class Astigmatic:
+    """Elliptical Gaussian sampled at pixel centres, whose widths are those of a calibrated lens at z.
+
+    The third parameter is z [nm] and the intensity the height [unit of the pixels]; free are x, y, z, √height
+    and √offset.
+
+    Parameters
+    ----------
+    calibration
+        See `read_calibration`.
+    """
+
+    kind: ClassVar = kernels.ASTIGMATIC
+
+    def __init__(self, calibration: np.ndarray) -> None:
+        self.calibration = calibration
+
+    def free(self, physical: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([physical[:, :INTENSITY], physical[:, INTENSITY:].abs().sqrt()], 1)
+
+    def physical(self, free: Tensor) -> Tensor:  # noqa: D102
+        return torch.cat([free[:, :INTENSITY], free[:, INTENSITY:].square()], 1)
+
+    def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
+        zero = torch.zeros_like(low)
+        return torch.stack([zero, zero, zero, high - low, low], 1)
+
+    def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
+        z, height, offset = physical[:, SIGMA:].unbind(1)
+        sigma1, sigma2 = (self._squared_width(axis, z)[0].sqrt() for axis in (0, 1))
+        intensity = height * 2 * math.pi * sigma1 * sigma2
+        return {"z": z, "sigma1": sigma1, "sigma2": sigma2, "intensity": intensity, "offset": offset}
+
+    def _squared_width(self, axis: int, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Squared width [px²] of an axis, and its derivative by z."""
+        w0, a, b, c, d = self.calibration[2 + 5 * axis : 7 + 5 * axis].tolist()
+        if self.calibration[0] == 0:
+            width = b + a * (z - c).square() + d * (z - c).pow(3)
+            return width.square(), 2 * width * (2 * a * (z - c) + 3 * d * (z - c).square())
+        u = (z - c) / d
+        slope = (2 * u + 3 * a * u.square() + 4 * b * u.pow(3)) / d
+        return w0**2 / 4 * (1 + u.square() + a * u.pow(3) + b * u.pow(4)), w0**2 / 4 * slope
+
+    def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        x, y, z, root, root_offset = (free[:, k, None, None] for k in range(5))
+        cosine, sine = math.cos(self.calibration[1]), math.sin(self.calibration[1])
+        dx, dy = grid - x, grid[:, None] - y
+        (first, first_slope), (second, second_slope) = (self._squared_width(axis, z) for axis in (0, 1))
+        u, v = (dx * cosine - dy * sine) / first, (dx * sine + dy * cosine) / second
+        spot = torch.exp(-0.5 * (u.square() * first + v.square() * second))
+        height = root.square()
+        derivatives = torch.stack(
+            [
+                height * spot * (u * cosine + v * sine),
+                height * spot * (v * cosine - u * sine),
+                0.5 * height * spot * (u.square() * first_slope + v.square() * second_slope),
+                2 * root * spot,
+                (2 * root_offset).expand_as(spot),
+            ],
+            1,
+        )
+        return (root_offset.square() + height * spot).flatten(1), derivatives.flatten(2)
+
+
+def _symmetric_start(low: Tensor, high: Tensor, sigma: float) -> Tensor:
+    zero = torch.zeros_like(low)
+    return torch.stack([zero, zero, zero + sigma, (high - low) * (2 * math.pi * sigma**2), low], 1)
 
 
 class Method(Protocol):
@@ -197,29 +314,182 @@ class Fitter:
         Starting sigma [px].
     radius
         The square of pixels reaches this far from the candidate [px].
+    fixed
+        Whether sigma is known and stays as it is.
     """
 
     psf: Psf
     method: Method
     sigma: float
     radius: int
+    fixed: bool = False
 
-    def __call__(self, pixels: Tensor) -> "Fits":
-        """Fit spots (n, (2·radius + 1)²) float64, y slowest."""
-        grid = torch.arange(-self.radius, self.radius + 1, dtype=torch.float64, device=pixels.device)
-        low, high = pixels.aminmax(dim=1)
-        start = pixels.new_zeros(len(pixels), 5)
-        start[:, SIGMA] = self.sigma
-        start[:, INTENSITY] = (high - low) * (2 * math.pi * self.sigma**2)
-        start[:, OFFSET] = low
-        free = minimize(self.psf, self.method, self.psf.free(start), pixels, grid)
-        model = torch.cat([self.psf(some, grid)[0] for some in free.split(_at_once(free))])
-        residual = pixels - model
-        return Fits(
-            parameters=self.psf.physical(free),
-            residual_spread=(residual - residual.mean(1, keepdim=True)).square().mean(1).sqrt(),
-            chi2=(self.method.weights(pixels) * residual.square()).sum(1),
+    def __call__(
+        self,
+        pixels: Tensor,
+        at: Tensor | None = None,
+        noise: "SpotNoise | None" = None,
+        *,
+        limits: tuple[float, float] = (0.0, math.inf),
+    ) -> "Fits":
+        """Fit spots.
+
+        Parameters
+        ----------
+        pixels
+            (n, side²) float64, y slowest.
+        at
+            (n, 2) x and y to start from, from the central pixel's centre [px]; left out, the centre.
+        noise
+            What is known of the pixels.
+        limits
+            Between which the intensity is kept.
+        """
+        noise = noise or SpotNoise()
+        above = pixels if noise.background is None else pixels - noise.background
+        start = self.psf.start(*above.aminmax(dim=1), self.sigma)
+        if self.method.in_photons:
+            # From no offset at all, whose root has no slope, no step leads away.
+            start[:, OFFSET] = torch.maximum(start[:, OFFSET], FAINTEST * above.mean(1).clamp(min=DIMMEST))
+        if at is not None:
+            start[:, :SIGMA] = at
+        return self._fit(self.psf.free(start), pixels, noise, limits=limits)
+
+    def with_one_more(
+        self,
+        before: "Fits",
+        pixels: Tensor,
+        noise: "SpotNoise",
+        *,
+        emitters: int,
+        shared: bool,
+        limits: tuple[float, float],
+    ) -> "Fits":
+        """Fit a molecule more than `before` has, which starts where the fit leaves most light.
+
+        Parameters
+        ----------
+        before
+            The fits of ``emitters - 1`` molecules.
+        pixels, noise, limits
+            As for a single molecule; on the CPU.
+        emitters, shared
+            How many molecules, and whether they have one intensity.
+        """
+        residual = pixels - before.model
+        side = math.isqrt(pixels.shape[1])
+        low, high = residual.aminmax(dim=1)
+        new = self.psf.start(low, high, self.sigma)
+        brightest = residual.argmax(1)
+        new[:, X], new[:, Y] = brightest % side - side // 2, brightest // side - side // 2
+        old = before.parameters.reshape(len(pixels), -1, 5).clone()
+        # Fits of too few molecules are too wide and too bright.
+        old[:, :, SIGMA] = self.psf.start(low, high, self.sigma)[:, None, SIGMA]
+        share = old[:, :, INTENSITY].sum(1) / emitters
+        molecules = torch.cat([old, new[:, None]], 1)
+        molecules[:, :, INTENSITY] = share[:, None]
+        free = self.psf.free(molecules.flatten(0, 1)).reshape(len(pixels), emitters, 5)
+        offset = free[:, :1, OFFSET]
+        if shared:
+            parts = [free[:, :, :INTENSITY].flatten(1), free[:, :1, INTENSITY], offset]
+        else:
+            parts = [free[:, :, :OFFSET].flatten(1), offset]
+        return self._fit(
+            torch.cat(parts, 1),
+            pixels,
+            noise,
+            emitters=emitters,
+            shared=shared,
+            limits=limits,
+            steps=SELECTION_STEPS,
         )
+
+    def finish(
+        self,
+        fits: "Fits",
+        pixels: Tensor,
+        noise: "SpotNoise",
+        *,
+        emitters: int,
+        shared: bool,
+        limits: tuple[float, float],
+    ) -> "Fits":
+        """Go on with fits of several molecules, as given to `with_one_more`, until they stand still."""
+        return self._fit(
+            fits.free, pixels, noise, emitters=emitters, shared=shared, limits=limits, steps=MAX_STEPS
+        )
+
+    def _fit(
+        self,
+        start: Tensor,
+        pixels: Tensor,
+        noise: "SpotNoise",
+        *,
+        emitters: int = 1,
+        shared: bool = False,
+        limits: tuple[float, float] = (0.0, math.inf),
+        steps: int = MAX_STEPS,
+    ) -> "Fits":
+        # Read noise of variance v is as good as Poisson noise of v photons more, in the pixels and the model
+        # (Huang et al., Nat. Methods 10, 653 (2013)); squares have it in their weights.
+        noisy = pixels if noise.variance is None else pixels + noise.variance
+        weights = self.method.weights(noisy)
+        base, data = noise.background, pixels
+        if self.method.in_photons and noise.variance is not None:
+            base, data = noise.variance if base is None else base + noise.variance, noisy
+        if pixels.device.type == "cpu":
+            bounds = math.sqrt(limits[0]), math.sqrt(limits[1])
+            free, model, misfit = minimize_one_by_one(
+                self.psf, self.method, start, data, weights, base,
+                emitters=emitters, shared=shared, bounds=(*bounds, float(self.fixed)), steps=steps,
+            )  # fmt: skip
+        else:
+            free, model, misfit = minimize_together(
+                self.psf, self.method, start, data, weights, base, fixed=self.fixed
+            )
+        residual = data - model
+        parameters = self.psf.physical(_molecules(free, emitters, shared).flatten(0, 1))
+        return Fits(
+            free=free,
+            parameters=parameters if emitters == 1 else parameters.reshape(-1, emitters, 5),
+            model=pixels - residual,
+            misfit=misfit,
+            residual_spread=(residual - residual.mean(1, keepdim=True)).square_().mean(1).sqrt(),
+            chi2=(weights * residual.square_()).sum(1),
+        )
+
+
+@dataclass(frozen=True)
+class SpotNoise:
+    """What is known of the pixels of spots.
+
+    Parameters
+    ----------
+    background
+        (n, side²) light that does not come from the molecules; the fitted offset comes on top.
+    variance
+        (n, side²) of the noise besides that of the light.
+    """
+
+    background: Tensor | None = None
+    variance: Tensor | None = None
+
+    def cpu(self) -> "SpotNoise":
+        """Give the same on the CPU."""
+        return self._each(lambda values: values.cpu())
+
+    def __getitem__(self, index: Tensor | slice) -> "SpotNoise":
+        return self._each(lambda values: values[index])
+
+    def scaled(self, unit: float) -> "SpotNoise":
+        """Give the same in pixels `unit` times as large."""
+        return SpotNoise(
+            None if self.background is None else self.background * unit,
+            None if self.variance is None else self.variance * unit**2,
+        )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "SpotNoise":
+        return SpotNoise(*(None if v is None else change(v) for v in (self.background, self.variance)))
 
 
 @dataclass(frozen=True)
@@ -228,44 +498,191 @@ class Fits:
 
     Parameters
     ----------
+    free
+        (n, p) free parameters, as in `kernels.fit_spots`.
     parameters
-        (n, 5) x, y, sigma [px], intensity and offset in the unit of the pixels.
+        (n, 5) physical parameters, (n, m, 5) if there are several molecules a spot.
+    model
+        (n, side²) the fitted spot.
+    misfit
+        (n,) deviance or sum of squares; infinite where the fit failed.
     residual_spread
         (n,) standard deviation of pixels minus model.
     chi2
         (n,) weighted sum of squared residuals.
     """
 
+    free: Tensor
     parameters: Tensor
+    model: Tensor
+    misfit: Tensor
     residual_spread: Tensor
     chi2: Tensor
 
+    def __getitem__(self, some: Tensor) -> "Fits":
+        return Fits(**{name: values[some] for name, values in vars(self).items()})
 
-def minimize(psf: Psf, method: Method, start: Tensor, pixels: Tensor, grid: Tensor) -> Tensor:
-    """Minimize the misfit over the free parameters of each spot.
+
+def _molecules(free: Tensor, emitters: int, shared: bool) -> Tensor:
+    """Give each molecule's own free parameters, (n, m, 5)."""
+    own = free[:, :-2].reshape(-1, emitters, 3) if shared else free[:, :-1].reshape(-1, emitters, 4)
+    common = free[:, -2:] if shared else free[:, -1:]
+    return torch.cat([own, common[:, None].expand(-1, emitters, -1)], 2)
+
+
+def cramer_rao_bounds(
+    psf: Psf,
+    free: Tensor,
+    photons: float,
+    noise: SpotNoise,
+    *,
+    side: int,
+    emitters: int = 1,
+    shared: bool = False,
+    fixed: bool = False,
+) -> dict[str, Tensor]:
+    """Give the Cramér-Rao bounds of unbiased estimates from Poisson noise at the fitted parameters.
+
+    Ober et al., Biophys. J. 86, 1185 (2004), equations 5 and 6; all parameters of the fit are unknown.
+
+    Parameters
+    ----------
+    psf, free, emitters, shared, fixed
+        What was fitted, whether with a known width, and the free parameters (n, p) found.
+    photons
+        Photons that a unit of the pixels stands for.
+    noise
+        What was known of the pixels, in their unit.
+    side
+        Of the square of pixels.
+
+    Returns
+    -------
+    dict
+        (n, m) standard deviations ``uncertainty_x`` and so on, m molecules a spot, in the units of
+        `Psf.describe`.
+    """
+    points = free.cpu().clone()
+    roots = [p for p in range(points.shape[1] - 1) if p == 3 * emitters or (not shared and p % 4 == 3)]
+    points[:, [*roots, -1]] *= math.sqrt(photons)
+    points[:, -1] = points[:, -1].abs().clamp(min=math.sqrt(DIMMEST))
+    known = noise.cpu().scaled(photons)
+    parts = [part for part in (known.background, known.variance) if part is not None]
+    base = torch.stack(parts).sum(0).numpy() if parts else np.empty((0, side**2))
+    given, variances = points.contiguous().numpy(), np.empty(points.shape)
+
+    def work(some: slice) -> None:
+        kernels.cramer_rao(
+            psf.kind,
+            psf.calibration,
+            emitters,
+            shared,
+            float(fixed),
+            side,
+            given[some],
+            base[some],
+            variances[some],
+        )
+
+    in_threads(work, len(given), SPOTS_AT_ONCE["cpu"])
+    own = _molecules(torch.from_numpy(variances).sqrt(), emitters, shared)
+    root = _molecules(points, emitters, shared)[:, :, INTENSITY]
+    bounds = {
+        "uncertainty_x": own[:, :, X],
+        "uncertainty_y": own[:, :, Y],
+        "uncertainty_intensity": 2 * root.abs() * own[:, :, INTENSITY] / photons,
+    }
+    if isinstance(psf, Astigmatic):
+        bounds["uncertainty_z"] = own[:, :, SIGMA]
+        del bounds["uncertainty_intensity"]
+    return {name: values.to(free.device) for name, values in bounds.items()}
+
+
+def minimize_one_by_one(
+    psf: Psf,
+    method: Method,
+    start: Tensor,
+    pixels: Tensor,
+    weights: Tensor,
+    base: Tensor | None = None,
+    *,
+    emitters: int = 1,
+    shared: bool = False,
+    bounds: tuple[float, float, float] = (0.0, math.inf, 0.0),
+    steps: int = MAX_STEPS,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimize the misfit over the free parameters of each spot, on the CPU.
 
     Parameters
     ----------
     psf, method
         What is fitted and how its misfit is measured.
     start
-        (n, 5) float64 free parameters to start from.
-    pixels
-        (n, side²) float64.
-    grid
-        (side,) pixel positions along each axis.
+        (n, p) float64 free parameters to start from.
+    pixels, weights
+        (n, side²) float64, y slowest, and their weights.
+    base
+        (n, side²) known background.
+    emitters, shared, bounds, steps
+        See `kernels.fit_spots`; `steps` is the number of accepted points at most.
 
     Returns
     -------
-    Tensor
-        (n, 5) free parameters, not a number where the misfit was not.
+    tuple
+        (n, p) free parameters, not a number where the misfit was not, and the model (n, side²) and the
+        misfit (n,) there, the latter infinite where the fit failed.
     """
+    points, models, misfits = np.empty(start.shape), np.empty(pixels.shape), np.empty(len(pixels))
+    before, data, known = (t.contiguous().numpy() for t in (start, pixels, weights))
+    below = np.empty((0, pixels.shape[1])) if base is None else base.contiguous().numpy()
+    stops = np.array([method.first_step, TOLERANCE, POINT_TOLERANCE, steps, MAX_TRIALS])
+
+    def fit(some: slice) -> None:
+        kernels.fit_spots(
+            psf.kind,
+            psf.calibration,
+            method.in_photons,
+            emitters,
+            shared,
+            np.array(bounds),
+            stops,
+            before[some],
+            data[some],
+            below[some],
+            known[some],
+            points[some],
+            models[some],
+            misfits[some],
+        )
+
+    in_threads(fit, len(data), max(1, SPOTS_AT_ONCE["cpu"] // emitters**2))
+    return torch.from_numpy(points), torch.from_numpy(models), torch.from_numpy(misfits)
+
+
+def minimize_together(
+    psf: Psf,
+    method: Method,
+    start: Tensor,
+    pixels: Tensor,
+    weights: Tensor,
+    base: Tensor | None = None,
+    *,
+    fixed: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do as `minimize_one_by_one`, on any device, many spots of one molecule at a time."""
+    radius = math.isqrt(pixels.shape[1]) // 2
+    grid = torch.arange(-radius, radius + 1, dtype=torch.float64, device=pixels.device)
+    if base is None:
+        base = torch.zeros_like(pixels)
+    if fixed:
+        psf = cast(Psf, _OfKnownWidth(psf))
     result = torch.full_like(start, torch.nan)
-    size = _at_once(start)
+    size = SPOTS_AT_ONCE["gpu"]
     chunks = torch.arange(len(start), device=start.device).split(size)
     search = None
     for number, chunk in enumerate(chunks):
-        fresh = _Search.begin(psf, method, grid, chunk, start[chunk], pixels[chunk])
+        some = (start[chunk], pixels[chunk], weights[chunk], base[chunk])
+        fresh = _Search.begin(psf, method, grid, chunk, *some)
         search = fresh if search is None else search.join(fresh)
         # A few spots take many steps: they go along with the next chunk.
         few = size // 8 if number < len(chunks) - 1 else 0
@@ -277,18 +694,30 @@ def minimize(psf: Psf, method: Method, start: Tensor, pixels: Tensor, grid: Tens
             if left <= few:
                 break
             search.step(psf, method, grid)
-    return result
+    model = torch.cat([psf(some, grid)[0] for some in result.split(size)]) if len(result) else pixels
+    model = model + base
+    misfit = method.misfit(pixels, model, weights)[0]
+    return result, model, torch.where(result[:, 0].isnan(), torch.inf, misfit)
 
 
-def _at_once(spots: Tensor) -> int:
-    return SPOTS_AT_ONCE["cpu" if spots.device.type == "cpu" else "gpu"]
+class _OfKnownWidth:
+    """A point spread function on whose width nothing depends."""
+
+    def __init__(self, psf: Psf) -> None:
+        self.psf = psf
+
+    def __call__(self, free: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        model, derivatives = self.psf(free, grid)
+        derivatives[:, SIGMA] = 0
+        return model, derivatives
 
 
 def _linearize(
-    psf: Psf, method: Method, point: Tensor, pixels: Tensor, weights: Tensor, grid: Tensor
+    psf: Psf, method: Method, point: Tensor, pixels: Tensor, base: Tensor, weights: Tensor, grid: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Misfit (n,), and the triangle (n, 5, 5) and target (n, 5) of the linear problem at `point`."""
     model, derivatives = psf(point, grid)
+    model = model + base
     misfit, roots = method.misfit(pixels, model, weights)
     columns = torch.cat([derivatives, (pixels - model)[:, None]], 1) * roots[:, None]
     return misfit, *_triangulate(columns)
@@ -339,7 +768,7 @@ class _Search:
     ----------
     index
         Number of the spot.
-    pixels, weights
+    pixels, base, weights
         What is fitted.
     point, misfit, triangle, target
         Where it stands, and the linear problem there.
@@ -359,6 +788,7 @@ class _Search:
 
     index: Tensor
     pixels: Tensor
+    base: Tensor
     weights: Tensor
     point: Tensor
     misfit: Tensor
@@ -375,10 +805,17 @@ class _Search:
 
     @classmethod
     def begin(
-        cls, psf: Psf, method: Method, grid: Tensor, index: Tensor, start: Tensor, pixels: Tensor
+        cls,
+        psf: Psf,
+        method: Method,
+        grid: Tensor,
+        index: Tensor,
+        start: Tensor,
+        pixels: Tensor,
+        weights: Tensor,
+        base: Tensor,
     ) -> "_Search":
-        weights = method.weights(pixels)
-        misfit, triangle, target = _linearize(psf, method, start, pixels, weights, grid)
+        misfit, triangle, target = _linearize(psf, method, start, pixels, base, weights, grid)
         scale = _lengths(triangle)
         scale = torch.where(scale == 0, 1.0, scale)
         length = (scale * start).norm(dim=1)
@@ -386,6 +823,7 @@ class _Search:
         return cls(
             index=index,
             pixels=pixels,
+            base=base,
             weights=weights,
             point=start,
             misfit=misfit,
@@ -411,7 +849,7 @@ class _Search:
         """Try one point for each spot, go there if it is better, and change the trust region."""
         step = self._propose()
         point = self.point + step
-        misfit, triangle, target = _linearize(psf, method, point, self.pixels, self.weights, grid)
+        misfit, triangle, target = _linearize(psf, method, point, self.pixels, self.base, self.weights, grid)
         before, first = self.misfit, self.steps == 0
         length = (self.scale * step).norm(dim=1)
         self.reach = torch.where(first, torch.minimum(self.reach, length), self.reach)

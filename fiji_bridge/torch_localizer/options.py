@@ -1,15 +1,26 @@
-"""What the plugin's `Run analysis` options ask of the torch engine."""
+"""What the plugin's `Run analysis` settings ask of the torch engine."""
 
-import math
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.macro_options import DEFAULT_OPTIONS, parse_options
-from fiji_bridge.torch_localizer.detectors import Detector, LocalMaxima, NonMaximumSuppression
-from fiji_bridge.torch_localizer.filters import WaveletFilter
+from fiji_bridge.thunderstorm import settings as plugin
+from fiji_bridge.torch_localizer import detectors, filters
+from fiji_bridge.torch_localizer.calibration import read_calibration
+from fiji_bridge.torch_localizer.estimators import (
+    Centroid,
+    Estimator,
+    GaussianFit,
+    MultiEmitterFit,
+    NoEstimator,
+    RadialSymmetry,
+)
 from fiji_bridge.torch_localizer.fitting import (
+    Astigmatic,
     Fitter,
     Gaussian,
     IntegratedGaussian,
@@ -19,40 +30,56 @@ from fiji_bridge.torch_localizer.fitting import (
     Psf,
     WeightedLeastSquares,
 )
+from fiji_bridge.torch_localizer.likelihood_ratio import LikelihoodRatio, false_alarm_threshold
 from fiji_bridge.torch_localizer.thresholds import Threshold
 
-_T = TypeVar("_T")
-
-WAVELET = "Wavelet filter (B-Spline)"
-LOCAL_MAXIMUM, NON_MAXIMUM = "Local maximum", "Non-maximum suppression"
-NEIGHBOURS = {"4-neighbourhood": False, "8-neighbourhood": True}
-PSFS: dict[str, type[IntegratedGaussian] | type[Gaussian]] = {
-    "PSF: Integrated Gaussian": IntegratedGaussian,
-    "PSF: Gaussian": Gaussian,
+FILTERS: dict[type[plugin.ImageFilter], Callable[[Any], filters.Filter]] = {
+    plugin.WaveletFilter: lambda s: filters.WaveletFilter(s.order, s.scale),
+    plugin.BoxFilter: lambda s: filters.BoxFilter(s.size_px),
+    plugin.DifferenceOfBoxFilters: lambda s: filters.DifferenceOfBoxes(s.first_size_px, s.second_size_px),
+    plugin.GaussianFilter: lambda s: filters.GaussianFilter(s.sigma_px),
+    plugin.LoweredGaussianFilter: lambda s: filters.LoweredGaussianFilter(s.sigma_px),
+    plugin.DifferenceOfGaussiansFilter: lambda s: filters.DifferenceOfGaussians(
+        s.first_sigma_px, s.second_sigma_px
+    ),
+    plugin.MedianFilter: lambda s: filters.MedianFilter(s.size_px, s.pattern == "cross"),
+    plugin.NoFilter: lambda s: filters.NoFilter(),
 }
-METHODS: dict[str, type[LeastSquares] | type[MaximumLikelihood]] = {
-    "Weighted Least squares": WeightedLeastSquares,
-    "Least squares": LeastSquares,
-    "Maximum likelihood": MaximumLikelihood,
+DETECTORS: dict[type[plugin.Detector], Callable[[Any], detectors.Detector]] = {
+    plugin.LocalMaximum: lambda s: detectors.LocalMaxima(s.connectivity == "8-neighbourhood"),
+    plugin.NonMaximumSuppression: lambda s: detectors.NonMaximumSuppression(s.radius_px),
+    plugin.ConnectedComponents: lambda s: detectors.ConnectedComponents(s.watershed),
 }
-
-KEYS = (
-    "filter detector estimator renderer scale order size size1 size2 sigma sigma1 sigma2 connectivity "
-    "threshold radius watershed fitradius method full_image_fitting mfaenabled keep_same_intensity nmax "
-    "fixed_intensity expected_intensity pvalue calibrationpath z_range dimensions magnification avg dx "
-    "dxforce dz dzforce zrange zshifts colorizez threed shifts repaint"
-)
-"""All that a recorded analysis can have; what belongs to the renderer or to another module is not used."""
+PSFS: dict[type[plugin.GaussianFit], Callable[[Any], Psf]] = {
+    plugin.IntegratedGaussian: lambda s: IntegratedGaussian(),
+    plugin.Gaussian: lambda s: Gaussian(),
+    plugin.EllipticalGaussian: lambda s: Astigmatic(read_calibration(s.calibration_path)),
+}
+METHODS: dict[str, Method] = {
+    "Weighted Least squares": WeightedLeastSquares(),
+    "Least squares": LeastSquares(),
+    "Maximum likelihood": MaximumLikelihood(),
+}
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The steps that turn frames into molecules."""
+    """The steps that turn frames into molecules.
 
-    filter: WaveletFilter
+    Parameters
+    ----------
+    filter, threshold, detector, estimator
+        The steps.
+    whole_frames
+        Whether the estimator is given each frame from its best candidate on, not the square around each
+        candidate.
+    """
+
+    filter: filters.Filter
     threshold: Threshold
-    detector: Detector
-    fitter: Fitter
+    detector: detectors.Detector
+    estimator: Estimator
+    whole_frames: bool = False
 
 
 def read_analysis(text: str) -> Analysis:
@@ -61,59 +88,89 @@ def read_analysis(text: str) -> Analysis:
     Raises
     ------
     FijiBridgeError
-        If a key is unknown, a value is not possible, or asks for what only the plugin has.
+        If a key is unknown or a value is not possible.
     """
-    options = parse_options(text)
-    known = KEYS.split()
-    for key in options:
-        if key not in known:
-            near = get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else "leave it out."
-            raise FijiBridgeError(f"`Run analysis` has no option {key}; {hint}")
-    options = {**parse_options(DEFAULT_OPTIONS), "radius": "1", **options}
-    for key in ("full_image_fitting", "mfaenabled"):
-        _choose(options, key, {"false": False})
-    _choose(options, "filter", {WAVELET: WaveletFilter})
-    wavelet = WaveletFilter(order=_whole(options, "order"), scale=_positive(options, "scale"))
-    detectors: dict[str, type[LocalMaxima] | type[NonMaximumSuppression]] = {
-        LOCAL_MAXIMUM: LocalMaxima,
-        NON_MAXIMUM: NonMaximumSuppression,
-    }
-    detector: Detector
-    if _choose(options, "detector", detectors) is LocalMaxima:
-        detector = LocalMaxima(diagonal=_choose(options, "connectivity", NEIGHBOURS))
-    else:
-        detector = NonMaximumSuppression(radius=_whole(options, "radius"))
-    psf: Psf = _choose(options, "estimator", PSFS)()
-    method: Method = _choose(options, "method", METHODS)()
-    fitter = Fitter(psf, method, _positive(options, "sigma"), _whole(options, "fitradius"))
+    settings = plugin.AnalysisSettings.parse(text)
+    chosen = FILTERS[type(settings.filter)](settings.filter)
+    # Of the filters that are not chosen, formulas see the plugin's defaults.
+    others = [make(kind()) for kind, make in FILTERS.items()]
+    estimator = settings.estimator
     return Analysis(
-        wavelet, Threshold(options["threshold"], wavelet.name, wavelet.variables), detector, fitter
+        filter=chosen,
+        threshold=Threshold(settings.detector.threshold, chosen, {other.name: other for other in others}),  # type: ignore[attr-defined]
+        detector=DETECTORS[type(settings.detector)](settings.detector),
+        estimator=_estimator(estimator),
+        whole_frames=isinstance(estimator, plugin.GaussianFit) and estimator.full_image_fitting,
     )
 
 
-def _choose(options: dict[str, str], key: str, known: dict[str, _T]) -> _T:
-    for name, value in known.items():
-        if name.lower() == options[key].lower():
-            return value
-    raise FijiBridgeError(
-        f"The torch engine does not have {key}=[{options[key]}], only "
-        f"{' or '.join(f'[{name}]' for name in known)}; use --engine thunderstorm for it."
-    )
+def with_known_sigma(analysis: Analysis) -> Analysis:
+    """Give the same analysis with sigma kept where its fits start.
+
+    Raises
+    ------
+    FijiBridgeError
+        If it fits no sigma.
+    """
+    estimator = analysis.estimator
+    if not isinstance(estimator, GaussianFit | MultiEmitterFit) or isinstance(
+        estimator.fitter.psf, Astigmatic
+    ):
+        raise FijiBridgeError("A known sigma is for fits of a symmetric Gaussian; choose such an estimator.")
+    return replace(analysis, estimator=replace(estimator, fitter=replace(estimator.fitter, fixed=True)))
 
 
-def _positive(options: dict[str, str], key: str) -> float:
-    try:
-        value = float(options[key])
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise FijiBridgeError(f"The option {key} must be a positive number, not {options[key]!r}.")
-    return value
+def with_likelihood_ratio(
+    analysis: Analysis, rate: float, photons: float, variance: np.ndarray | None
+) -> Analysis:
+    """Give the same analysis with candidates where a likelihood ratio says that molecules are.
+
+    Parameters
+    ----------
+    analysis
+        What else is done; its fits start with the sigma that is looked for.
+    rate
+        Of false alarms, a pixel.
+    photons
+        Photons that an A/D count stands for.
+    variance
+        (y, x) of the noise besides that of the light [photons²].
+
+    Raises
+    ------
+    FijiBridgeError
+        If the analysis has no sigma, or the rate is not possible.
+    """
+    estimator = analysis.estimator
+    if not isinstance(estimator, GaussianFit | MultiEmitterFit):
+        raise FijiBridgeError(
+            "A likelihood ratio needs the molecules' sigma; choose an estimator with sigma=."
+        )
+    known = None if variance is None else torch.from_numpy(np.asarray(variance, np.float64))
+    ratio = LikelihoodRatio(estimator.fitter.sigma, photons, known)
+    limit = false_alarm_threshold(rate)
+    return replace(analysis, filter=ratio, threshold=Threshold(repr(limit), ratio))
 
 
-def _whole(options: dict[str, str], key: str) -> int:
-    value = _positive(options, key)
-    if value != int(value):
-        raise FijiBridgeError(f"The option {key} must be a whole number, not {options[key]!r}.")
-    return int(value)
+def _estimator(settings: plugin.Estimator) -> Estimator:
+    match settings:
+        case plugin.RadialSymmetry():
+            return RadialSymmetry(settings.fit_radius_px)
+        case plugin.Centroid():
+            return Centroid(settings.fit_radius_px)
+        case plugin.NoEstimator():
+            return NoEstimator()
+        case plugin.GaussianFit():
+            psf, method = PSFS[type(settings)](settings), METHODS[settings.method]
+            if not settings.multi_emitter:
+                return GaussianFit(Fitter(psf, method, settings.sigma_px, settings.fit_radius_px))
+            # The plugin's multi-emitter fits have no weights, whatever is asked for.
+            method = method if method.in_photons else LeastSquares()
+            return MultiEmitterFit(
+                Fitter(psf, method, settings.sigma_px, settings.fit_radius_px),
+                most=max(1, settings.most_molecules),
+                p_value=settings.p_value,
+                same_intensity=settings.same_intensity,
+                photons=settings.intensity_photons if settings.limit_intensity else None,
+            )
+    raise FijiBridgeError(f"The torch engine does not have estimator=[{settings.fixed['estimator']}].")
