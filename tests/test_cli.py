@@ -143,7 +143,7 @@ BAD_STACKS = {
 @pytest.mark.parametrize("kind", BAD_STACKS)
 def test_bad_stack_gets_one_sentence_that_names_the_file(command, kind, tmp_path):
     stack = BAD_STACKS[kind](tmp_path)
-    out = tmp_path / "out.csv"
+    out = tmp_path / ("out.safetensors" if command == "train" else "out.csv")
     more = [] if command == "calibrate" else ["--out", out, "--camera", CAMERA]
     assert_one_sentence(run(command, stack, *more), names=stack.name)
     assert not out.exists()

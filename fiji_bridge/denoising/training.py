@@ -160,10 +160,10 @@ def train(
     for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius)):
         if value is not None and value < 0:
             raise FijiBridgeError(f"{name} is {value}; give 0 or more.")
-    engine = engine or (DEFAULT_ENGINE if model is None else model.engine)
-    denoiser_class(engine)
     if model is not None and not isinstance(model, (Model, Baseline)):
         raise FijiBridgeError(f"{model!r} is no model to go on from; give what train or load_model returned.")
+    engine = engine or (DEFAULT_ENGINE if model is None else model.engine)
+    denoiser_class(engine)
     if model is not None and model.engine != engine:
         raise FijiBridgeError(
             f"The model to go on from is of engine {model.engine!r}, not {engine!r}; name its engine."

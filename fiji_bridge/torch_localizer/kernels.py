@@ -5,6 +5,7 @@ an order of magnitude, so that the algorithm is here once more in scalar form; a
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -14,7 +15,7 @@ from scipy.special import erfcx
 INTEGRATED, SAMPLED, ASTIGMATIC = range(3)
 """Kinds of point spread function."""
 
-_OPTIONS = {
+_OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
     "error_model": "numpy",
