@@ -97,7 +97,8 @@ def localize(
     -------
     pandas.DataFrame
         ThunderSTORM's columns in nm and photons, and ``channel`` and ``slice`` where the stack has several.
-        ``attrs`` has the ``engine`` used, the ``camera``'s source, and ``warnings`` of its estimation.
+        ``attrs`` has the ``engine`` used, the ``camera``'s source, and ``warnings`` of its estimation and
+        of the engine.
 
     Raises
     ------
@@ -140,6 +141,7 @@ def localize(
                 progress=progress,
                 **settings,
             )
+            warnings += table.attrs.get("warnings", ())
             tables.append(table.assign(**_position(where)))
         table = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
         if len(tables) > 1:

@@ -104,12 +104,17 @@ def test_a_shell_line_of_the_page_is_taken_and_its_macro_line_means_the_same(she
         ("localize a.tif", "`localize` needs a CSV; give --out"),
         ("localize a.tif --out b.csv --second c.csv", "has no use for --second c.csv"),
         ("postprocess a.csv --out a.csv", "a.csv is the input itself"),
+        ("postprocess a.csv --out ../here/a.csv", "a.csv is the input itself"),
+        ("localize a.tif --out b.txt", "cannot write b.txt; let its name end in .csv"),
+        ("colocalize a.csv --second b.csv --out c.csv --second-out c.csv", "cannot hold both outputs"),
+        ("convert a.csv --out c.json --options chi2=false", "has no use for --options"),
         ("localize a.tif --out b.csv", "This needs --camera"),
         ("macro gone.ijm", "Cannot read the macro gone.ijm"),
     ],
 )
 def test_a_wrong_line_gets_one_sentence(line, sentence, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     assert main(["thunderstorm", *line.split()]) == 1
     [said] = capsys.readouterr().err.strip().splitlines()
     assert sentence in said
@@ -153,7 +158,7 @@ def test_from_simulation_to_score_on_the_command_line(plugin, tmp_path, capsys):
     assert tifffile.imread(image).shape == (6, 32, 32)
 
 
-def test_an_analysis_that_fails_leaves_the_frames_done_beside_the_output(plugin, tmp_path, capsys):
+def test_a_frame_that_cannot_be_analysed_is_named(plugin, tmp_path, capsys):
     stack = thunderstorm.generate(
         "psf=[Gaussian] width=32 height=32 frames=5 density=1.0",
         camera=Camera.parse(CAMERA),
@@ -163,9 +168,31 @@ def test_an_analysis_that_fails_leaves_the_frames_done_beside_the_output(plugin,
     tifffile.imwrite(tmp_path / "movie.tif", stack)
     line = ["localize", tmp_path / "movie.tif", "--camera", CAMERA, "--out", tmp_path / "out.csv"]
     options = ["--options", "threshold=std(I)/max(I)"]
-    assert main(["thunderstorm", *map(str, line), *options]) == 1
-    said = capsys.readouterr().err
-    assert "frame 4" in said and "The 3 frames done are in" in said
+    assert main(["thunderstorm", *map(str, line), *options]) == 0
+    said = capsys.readouterr().out
+    assert "cannot analyse frame 4 (" in said and "1 of 5 frames failed" in said
+    assert set(pd.read_csv(tmp_path / "out.csv")["frame"]) == {1, 2, 3, 5}
+
+
+def test_an_analysis_that_stops_leaves_the_frames_done_beside_the_output(plugin, tmp_path):
+    stack = thunderstorm.generate(
+        "psf=[Gaussian] width=32 height=32 frames=5 density=1.0", camera=Camera.parse(CAMERA), seed=1
+    )[0]
+    tifffile.imwrite(tmp_path / "movie.tif", stack.to_numpy())
+
+    def fail(stage, done, total):
+        if done == 3:
+            raise FijiBridgeError("The disk is gone.")
+
+    request = commands.Request(
+        input=tmp_path / "movie.tif",
+        options="threshold=std(I)/max(I)",
+        camera=Camera.parse(CAMERA),
+        out=tmp_path / "out.csv",
+        progress=fail,
+    )
+    with pytest.raises(FijiBridgeError, match=r"The disk is gone\. The 3 frames done are in"):
+        commands.run(commands.find("localize"), request)
     assert not (tmp_path / "out.csv").exists()
     assert set(pd.read_csv(tmp_path / "out-stopped.csv")["frame"]) == {1, 2, 3}
 

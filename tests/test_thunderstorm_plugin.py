@@ -365,16 +365,29 @@ def test_an_analysis_that_is_cancelled_hands_on_the_frames_done(references, flat
     np.testing.assert_allclose(table[flat.columns].to_numpy(float), expected.to_numpy(float), rtol=1e-6)
 
 
-def test_an_analysis_that_fails_hands_on_the_frames_done(references, flat):
+def test_a_frame_that_the_plugin_cannot_analyse_is_named_and_left_out(references):
     """Where a frame has one value everywhere, this threshold finds molecules that cannot be fitted."""
-    stack = tifffile.imread(references / "flat.tif")
+    stack = tifffile.imread(references / "flat.tif")[:5]
     options = made.FLAT.replace("threshold=std(Wave.F1)", "threshold=std(I)/max(I)")
-    whole = thunderstorm.localize(stack[:6], camera=CAMERA, options=options)
-    stack[6], kept = 100, []
-    with pytest.raises(FijiBridgeError, match="cannot analyse frame 7: "):
-        thunderstorm.localize(stack, camera=CAMERA, options=options, stopped=kept.append)
-    pd.testing.assert_frame_equal(kept[0], whole)
-    assert kept[0].attrs["frames"] == 6
+    whole = thunderstorm.localize(stack, camera=CAMERA, options=options)
+    stack[2] = 100
+    table = thunderstorm.localize(stack, camera=CAMERA, options=options)
+    assert list(table["x [nm]"]) == list(whole.loc[whole["frame"] != 3, "x [nm]"])
+    [warning] = table.attrs["warnings"]
+    assert "cannot analyse frame 3 (" in warning and "1 of 5 frames failed" in warning
+    with pytest.raises(FijiBridgeError, match=r"cannot analyse frame 1 .*nor any other"):
+        thunderstorm.localize(np.full_like(stack, 100), camera=CAMERA, options=options)
+
+
+def test_a_number_of_threads_that_cannot_be_is_refused(references):
+    with pytest.raises(FijiBridgeError, match="threads is -1"):
+        thunderstorm.localize(references / "flat.tif", camera=CAMERA, threads=-1)
+
+
+def test_a_simulation_without_molecules_has_an_empty_table_of_truth(plugin):
+    options = "psf=[Gaussian] width=16 height=16 frames=2 density=0.0"
+    _, truth = thunderstorm.generate(options, camera=CAMERA, seed=0)
+    assert len(truth) == 0 and {"frame", "x [nm]", "y [nm]"} <= set(truth.columns)
 
 
 def test_uncertainty_with_em_gain_doubles_only_the_photon_term(references, plugin):

@@ -27,6 +27,7 @@ from fiji_bridge.thunderstorm.jar import (
     reason,
     require_pixel_size,
     set_camera,
+    worker_threads,
 )
 from fiji_bridge.thunderstorm.settings import (
     AnalysisSettings,
@@ -93,6 +94,8 @@ def localize(
     pandas.DataFrame
         One row a molecule in the plugin's order (by frame, then as detected), with the columns, units and
         values of its table: nm and photons, frames from 1, the first pixel's centre at half a pixel.
+        ``attrs["warnings"]`` names frames that the plugin could not analyse, such as black ones, and went on
+        without.
 
     Raises
     ------
@@ -107,13 +110,15 @@ def localize(
             f"fit_stack has the shape {fit_frames.shape} and the stack {frames.shape}; they must be the same."
         )
     require_pixel_size(camera)
-    threads = threads or os.cpu_count() or 1
+    threads = worker_threads(threads)
     with lock:
         analysis = Analysis(load(jar), camera, options, threads, strength)
         done: list[dict[str, np.ndarray]] = []
         try:
             for frame in _all_frames(analysis, frames, fit_frames, threads, progress or silent):
                 done.append(frame)  # those before an error stay
+            if len(analysis.failed) == len(done) > 0:
+                raise FijiBridgeError(f"{_failure(analysis)}, nor any other.")
         except BaseException:
             if stopped is not None and done:
                 stopped(_table(done, analysis))
@@ -162,7 +167,7 @@ def filter_frames(
     from fiji_bridge.stack import frame_blocks
 
     settings = options if isinstance(options, ImageFilter) else ImageFilter.parse(options)
-    frames, threads = frames_of(stack), threads or os.cpu_count() or 1
+    frames, threads = frames_of(stack), worker_threads(threads)
     filtered, report = np.empty(frames.shape, np.float32), progress or silent
     with lock, ThreadPoolExecutor(threads, thread_name_prefix="ThunderSTORM") as pool:
         made = module(load(jar), "filters.ui.IFilterUI", settings)
@@ -227,6 +232,7 @@ class Analysis:
     ) -> None:
         """Do what the plugin's command does before the first frame."""
         self.plugin, self.camera, self.strength = plugin, camera, strength
+        self.failed: dict[int, str] = {}  # frames with reasons; the plugin, too, goes on without them
         settings = options if isinstance(options, AnalysisSettings) else AnalysisSettings.parse(options)
         self.settings = settings
         _require_calibration(settings)
@@ -258,10 +264,11 @@ class Analysis:
             return self._frame(number, detector.getThreadLocalImplementation(), image, fit_image)
         except JException as error:
             if "Formula" in error.getClass().getName():
-                what = f"The option threshold={self._threshold} has no value in"
-            else:
-                what = f"With {self.settings}, ThunderSTORM cannot analyse"
-            raise FijiBridgeError(f"{what} frame {number}: {reason(error)}") from error
+                raise FijiBridgeError(
+                    f"The option threshold={self._threshold} has no value in frame {number}: {reason(error)}"
+                ) from error
+            self.failed[number] = reason(error)
+            return {}
         finally:
             self._detectors.put(detector)
 
@@ -376,6 +383,11 @@ def _blocks(
         ]
 
 
+def _failure(analysis: Analysis) -> str:
+    number, why = min(analysis.failed.items())
+    return f"ThunderSTORM cannot analyse frame {number} ({why.rstrip('.')})"
+
+
 def _table(frames: list[dict[str, np.ndarray]], analysis: Analysis) -> "pd.DataFrame":
     import pandas as pd
 
@@ -388,4 +400,10 @@ def _table(frames: list[dict[str, np.ndarray]], analysis: Analysis) -> "pd.DataF
         table = pd.DataFrame({label: np.empty(0, int if label == "frame" else float) for label in labels})
     table.insert(0, "id", np.arange(1, len(table) + 1))
     table.attrs["frames"] = len(frames)
+    table.attrs["warnings"] = ()
+    if analysis.failed:
+        table.attrs["warnings"] = (
+            f"{_failure(analysis)}; {len(analysis.failed)} of {len(frames)} frames failed and have no"
+            " molecules, as in the plugin.",
+        )
     return table

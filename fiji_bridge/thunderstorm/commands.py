@@ -6,7 +6,7 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_target, replacing
 from fiji_bridge.macro_options import parse_options
 from fiji_bridge.progress import Progress, silent
+from fiji_bridge.thunderstorm.settings import Calibration, FileFormat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +91,17 @@ class Request:
         return f"{self.out} written", {"out": str(self.out), "shape": list(image.shape)}
 
 
+TABLES = tuple(f".{format_.suffix}" for format_ in FileFormat.modules())
+SUFFIXES = {
+    "CSV": TABLES,
+    "TABLE": TABLES,
+    "TIF": (".tif", ".tiff", ".zarr"),
+    "CURVE": (".csv",),
+    "YAML": (".yaml", ".yml"),
+}
+"""What the names of outputs may end in."""
+
+
 class Command(NamedTuple):
     """One command: its verb, the plugin's commands that it does, and what it takes and gives."""
 
@@ -129,7 +141,8 @@ def _localize(request: Request) -> Found:
         if saved:
             print(f"fiji-bridge: the {saved[0]} frames done are in {kept}", file=sys.stderr)
         raise
-    return request.write(table, request.out)
+    text, found = request.write(table, request.out)
+    return " ".join((text, *table.attrs["warnings"])), found | {"warnings": table.attrs["warnings"]}
 
 
 def _filter(request: Request) -> Found:
@@ -209,9 +222,8 @@ def _colocalize(request: Request) -> Found:
 
 def _calibrate(request: Request) -> Found:
     from fiji_bridge import thunderstorm
-    from fiji_bridge.thunderstorm.settings import Calibration
 
-    settings = Calibration.parse(f"{request.options} saveto=[{request.out}]")
+    settings = replace(Calibration.parse(request.options), path=str(request.out))
     found = thunderstorm.calibrate(request.input, settings, camera=request.given_camera, jar=request.jar)
     return f"Calibration written to {request.out}", {"out": str(request.out), **found}
 
@@ -278,7 +290,7 @@ COMMANDS = (
         "Import/Export > Show results table (the plot of drift)",
         "write the curve of a drift",
         ("TABLE",),
-        ("CSV",),
+        ("CURVE",),
         _drift,
         "drift(table, options, camera=camera)",
         "action=drift method=[Cross correlation] steps=5",
@@ -365,11 +377,20 @@ def run(command: Command, request: Request) -> Found:
                 raise FijiBridgeError(f"`{command.verb}` needs a {wanted}; give --{name}.")
             if path is not None and not wanted:
                 raise FijiBridgeError(f"`{command.verb}` has no use for --{name} {path}; leave it out.")
-    for path in (request.out, request.second_out):
-        if path is not None:
-            if path in (request.input, request.second):
-                raise FijiBridgeError(f"{path} is the input itself; name another file to keep it.")
-            check_target(path)
+    inputs = {path.resolve() for path in given.values() if path is not None}
+    written = [path for path in outputs.values() if path is not None]
+    for path, wanted in zip(written, command.gives, strict=True):
+        if path.resolve() in inputs:
+            raise FijiBridgeError(f"{path} is the input itself; name another file to keep it.")
+        if not path.name.lower().endswith(SUFFIXES[wanted]):
+            raise FijiBridgeError(
+                f"`{command.verb}` cannot write {path}; let its name end in {' or '.join(SUFFIXES[wanted])}."
+            )
+        check_target(path)
+    if len({path.resolve() for path in written}) < len(written):
+        raise FijiBridgeError(f"{written[0]} cannot hold both outputs; give --second-out another name.")
+    if request.options and not command.options:
+        raise FijiBridgeError(f"`{command.verb}` has no use for --options; leave it out.")
     return command.run(request)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.localizations import COLUMNS
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.thunderstorm.jar import (
     Plugin,
@@ -27,6 +28,7 @@ from fiji_bridge.thunderstorm.jar import (
     require_pixel_size,
     set_camera,
     set_hidden,
+    worker_threads,
 )
 from fiji_bridge.thunderstorm.settings import EllipticalGaussianPSF, Generator
 from fiji_bridge.thunderstorm.table import data_frame
@@ -75,12 +77,13 @@ def generate(
     FijiBridgeError
         If an option is wrong, the pixel size is unknown, or a mask or calibration cannot be read.
     """
+    import pandas as pd
     import xarray as xr
 
     settings = options if isinstance(options, Generator) else Generator.parse(options)
     require_pixel_size(camera)
     _require_files(settings)
-    threads = threads or os.cpu_count() or 1
+    threads = worker_threads(threads)
     with lock:
         plugin = load(jar)
         set_camera(plugin, camera)
@@ -88,6 +91,10 @@ def generate(
             run = _Run(plugin, settings, camera, seed)
             stack, table = run.all_frames(threads, progress or silent)
             truth = data_frame(plugin, table)
+    if truth.empty:
+        truth = pd.DataFrame(
+            {label: np.empty(0, int if label in COLUMNS[:2] else float) for label in COLUMNS[:-2]}
+        )
     frames = xr.DataArray(stack, dims=("t", "y", "x"), attrs={"pixel_size_nm": camera.pixel_size_nm})
     return frames, truth
 

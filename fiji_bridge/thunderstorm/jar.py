@@ -196,6 +196,13 @@ def plain(camera: "Camera") -> "Camera":
     return camera.replace(offset_map=None, gain_map=None, variance_map=None, map_files={}, read_noise=0.0)
 
 
+def worker_threads(wanted: int | None) -> int:
+    """Give the number of threads wanted, or that of processors."""
+    if wanted is not None and (wanted != int(wanted) or wanted < 1):
+        raise FijiBridgeError(f"threads is {wanted}; give a whole number of at least 1.")
+    return wanted or os.cpu_count() or 1
+
+
 def require_pixel_size(camera: "Camera | None") -> None:
     """Refuse a camera without a pixel size, for which the plugin would take its 80 nm."""
     if camera is None or camera.pixel_size_nm is None:

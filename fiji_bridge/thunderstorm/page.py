@@ -146,7 +146,7 @@ TRAPS = {
         "XML without the column `id` cannot be read back; JSON and YAML with it give a nameless "
         "column of zeros."
     ): "A path of XML gets the `id`; the nameless column is left out.",
-    "The protocol buffer cannot hold `chi2`.": "Says so; leave it out with `chi2=false`.",
+    "The protocol buffer cannot hold `chi2`.": "Says so; in Python leave it out with `chi2=false`.",
     "What it calls RMSE is the mean distance.": "Kept, by its name, in `evaluate`.",
     "The table cannot open on Java 13 and later, even with a display.": (
         "Headless it is not opened; `macro` adds the class that Java lost."
@@ -184,7 +184,13 @@ def _test(where: tuple[str, str]) -> str:
 
 
 EXAMPLES = {"STACK": "movie.tif", "TABLE": "molecules.csv", "IJM": "macro.ijm"}
-WRITTEN = {"TIF": "out.tif", "CSV": "out.csv", "YAML": "lens.yaml", "TABLE": "molecules.json"}
+WRITTEN = {
+    "TIF": "out.tif",
+    "CSV": "out.csv",
+    "CURVE": "out.csv",
+    "YAML": "lens.yaml",
+    "TABLE": "molecules.json",
+}
 
 
 def example(command: Command) -> dict[str, str]:

@@ -140,7 +140,7 @@ def drift(
 
 
 def _ready(step: PostProcessing, camera: "Camera | None", jar: Any) -> Plugin:
-    if isinstance(step, CrossCorrelationDrift):
+    if isinstance(step, (CrossCorrelationDrift, SavedDrift)):  # in pixels
         require_pixel_size(camera)
     plugin = load(jar)
     if camera is not None:
