@@ -479,3 +479,16 @@ def test_a_macro_needs_a_display(monkeypatch, tmp_path):
         archive.writestr("cz/cuni/lf1/lge/ThunderSTORM/AnalysisPlugIn.class", b"")
     with pytest.raises(FijiBridgeError, match=r"need a display, and DISPLAY is not set; .*install Xvfb"):
         run_macro("", jar=jar)
+
+
+def test_a_table_of_a_later_version_and_one_with_text(plugin):
+    row = {
+        "frame": [1, 2],
+        "x [nm]": [10.0, 500.0],
+        "y [nm]": [10.0, 20.0],
+        "uncertainty_xy [nm]": [5.0, 30.0],
+    }
+    kept = thunderstorm.postprocess(pd.DataFrame(row), "action=filter formula=[uncertainty < 20]")
+    assert list(kept["frame"]) == [1]
+    with pytest.raises(FijiBridgeError, match="The column note is not of numbers"):
+        thunderstorm.postprocess(pd.DataFrame(row | {"note": ["a", "b"]}), "action=merge")

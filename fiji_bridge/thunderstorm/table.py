@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.thunderstorm.jar import Plugin, set_hidden, without_constructor
 
 if TYPE_CHECKING:
@@ -56,9 +57,15 @@ def molecules(plugin: Plugin, table: "pd.DataFrame") -> list[Any]:
 
     if "id" not in table:
         table = table.assign(id=np.arange(1, len(table) + 1))
+    for label, kind in table.dtypes.items():
+        if kind.kind not in "biuf":
+            raise FijiBridgeError(
+                f"The column {label} is not of numbers, as all of ThunderSTORM's are; drop it."
+            )
     Molecule, Descriptor = plugin["estimators.PSF.Molecule"], plugin["estimators.PSF.MoleculeDescriptor"]
     labels = [Descriptor.parseColumnLabel(str(label)) for label in table.columns]
-    descriptor = Descriptor(JArray(JString)([label.first for label in labels]))
+    names = [str(label.first) for label in labels]
+    descriptor = Descriptor(JArray(JString)([NAMES.get(name, name) for name in names]))
     for column, label in enumerate(labels):
         descriptor.setColumnUnits(label.second, column)
     return [Molecule(descriptor, JArray(JDouble)(row)) for row in table.to_numpy(dtype=float)]
