@@ -37,12 +37,17 @@ def display() -> Iterator[str]:
     screen.wait()
 
 
-@pytest.fixture(scope="module")
-def imagej() -> session.ImageJ:
-    """The ImageJ of the test process, where this machine can have one."""
+def require_java() -> None:
+    """Skip what needs a Java that this machine does not have."""
     java = session.find_java()
     if java is None or not java.recent_enough:
         pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
+
+
+@pytest.fixture(scope="module")
+def imagej() -> session.ImageJ:
+    """The ImageJ of the test process, where this machine can have one."""
+    require_java()
     try:
         return session.start()
     except FijiBridgeError as error:
@@ -54,9 +59,7 @@ def imagej() -> session.ImageJ:
 @pytest.fixture(scope="module")
 def plugin() -> jars.Plugin:
     """The user's own ThunderSTORM; without one there is nothing to compare with."""
-    java = session.find_java()
-    if java is None or not java.recent_enough:
-        pytest.skip(f"no Java {session.MINIMUM_JAVA} or newer on this machine")
+    require_java()
     try:
         return jars.load()
     except FijiBridgeError as error:

@@ -304,3 +304,7 @@ def test_a_sample_is_no_larger_than_asked_however_many_planes_there_are():
     pool = CropPool(stacks, PHOTONS, torch.device("cpu"), np.random.default_rng(0), 32, silent)
     assert sum(batch.photons.numel() for batch in pool.sample(4 * 40 * 40)) == 4 * 40 * 40
     assert len(pool.sample(1)) == 1
+
+    mixed = [open_stack(planes[:, :20, :20]), *stacks]  # however small the first of them
+    pool = CropPool(mixed, PHOTONS, torch.device("cpu"), np.random.default_rng(0), 16, silent)
+    assert sum(batch.photons.numel() for batch in pool.sample(4 * 40 * 40)) <= 4 * 40 * 40

@@ -137,7 +137,8 @@ class CropPool:
     def sample(self, pixels: int) -> list[Batch]:
         """Give frames spread over the data, at most some `pixels` but one frame, large ones in part."""
         every = [(group, frame) for group, frames in enumerate(self._photons) for frame in range(len(frames))]
-        number = min(len(every), max(1, pixels // min(self._photons[0][0].numel(), SAMPLED_SIDE**2)))
+        largest = max(frames[0].numel() for frames in self._photons)
+        number = min(len(every), max(1, pixels // min(largest, SAMPLED_SIDE**2)))
         batches = []
         for place in np.linspace(0, len(every) - 1, number).astype(int):
             group, frame = every[place]

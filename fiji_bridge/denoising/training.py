@@ -154,7 +154,8 @@ def train(
     """
     began = time.monotonic()
     progress = progress or silent
-    for name, value in (("max_minutes", max_minutes), ("steps", steps)):
+    positive = {"max_minutes": max_minutes, "steps": steps, "batch": batch, "crop": crop}
+    for name, value in (positive | {"learning_rate": learning_rate}).items():
         if value is not None and not value > 0:
             raise FijiBridgeError(f"{name} is {value}; give a positive number.")
     for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius)):
@@ -171,9 +172,6 @@ def train(
     if model is not None and not isinstance(model, Model):
         raise FijiBridgeError(f"A model of engine {engine!r} cannot be trained further; leave the model out.")
     _check_shape(engine, model, neighbours, blind_radius)
-    for name, value in (("batch", batch), ("crop", crop), ("learning_rate", learning_rate)):
-        if not value > 0:
-            raise FijiBridgeError(f"{name} is {value}; give a positive number.")
     if not 0 <= seed < 2**63:
         raise FijiBridgeError(f"The seed is {seed}; give 0 or a positive number.")
     if max_minutes is None:

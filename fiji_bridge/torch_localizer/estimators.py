@@ -159,18 +159,23 @@ def _positions(x: Tensor, y: Tensor) -> Molecules:
 
 
 @dataclass(frozen=True)
-class GaussianFit:
-    """Fit of one molecule a spot; those that leave the square are dropped."""
+class _Fitting:
+    """What estimators that fit have in common."""
 
     fitter: Fitter
 
     @property
-    def radius(self) -> int:  # noqa: D102
+    def radius(self) -> int:
         return self.fitter.radius
 
     @property
-    def in_photons(self) -> bool:  # noqa: D102
+    def in_photons(self) -> bool:
         return self.fitter.method.in_photons
+
+
+@dataclass(frozen=True)
+class GaussianFit(_Fitting):
+    """Fit of one molecule a spot; those that leave the square are dropped."""
 
     def __call__(self, spots: Spots, *, bounds: bool = False) -> Molecules:  # noqa: D102
         fits = self.fitter(spots.pixels, spots.at, spots.noise)
@@ -191,7 +196,7 @@ class GaussianFit:
 
 
 @dataclass(frozen=True)
-class MultiEmitterFit:
+class MultiEmitterFit(_Fitting):
     """Fits of one, two and more molecules a spot, as many as the pixels call for.
 
     A molecule more is taken if the fit gains more than chance would, by an F test of the sums of squares, or
@@ -212,19 +217,10 @@ class MultiEmitterFit:
         Between which the intensities are kept.
     """
 
-    fitter: Fitter
     most: int = 5
     p_value: float = 1e-6
     same_intensity: bool = True
     photons: tuple[float, float] | None = None
-
-    @property
-    def radius(self) -> int:  # noqa: D102
-        return self.fitter.radius
-
-    @property
-    def in_photons(self) -> bool:  # noqa: D102
-        return self.fitter.method.in_photons
 
     def __call__(self, spots: Spots, *, bounds: bool = False) -> Molecules:  # noqa: D102
         device = spots.pixels.device
