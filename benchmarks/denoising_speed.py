@@ -13,11 +13,13 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from cells import mean_psnr
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fiji_bridge import denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.crops import CropPool
@@ -46,40 +48,52 @@ def timed(call: Callable[[], object], device: torch.device, seconds: float = 4.0
     return float(np.median(spent))
 
 
-def shapes_of(network: nn.Module, call: Callable[[], object]) -> list[tuple[nn.Conv2d, tuple[int, ...]]]:
-    """Each convolution that a call runs, with the shape of its input."""
-    seen: list[tuple[nn.Conv2d, tuple[int, ...]]] = []
-    hooks = [
-        layer.register_forward_hook(lambda layer, given, _: seen.append((layer, tuple(given[0].shape))))
-        for layer in network.modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    call()
-    for hook in hooks:
-        hook.remove()
-    return seen
+class Convolutions(TorchFunctionMode):
+    """Notes the shapes of images and kernels, and the padding, of each convolution that runs meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[torch.Size, torch.Size, Any]] = []
+
+    def __torch_function__(self, function: Any, types: Any, given: Any = (), options: Any = None) -> Any:
+        """Note and call."""
+        options = options or {}
+        if function is torch.conv2d:
+            image, kernel = given[:2]
+            padding = options.get("padding", given[4] if len(given) > 4 else 0)
+            self.seen.append((image.shape, kernel.shape, padding))
+        return function(*given, **options)
+
+
+def convolutions_of(call: Callable[[], object]) -> list[tuple[torch.Size, torch.Size, Any]]:
+    """Shapes of the convolutions of a call."""
+    with Convolutions() as noted:
+        call()
+    return noted.seen
 
 
 def bare(
-    layers: list[tuple[nn.Conv2d, tuple[int, ...]]], device: torch.device, half: bool, backward: bool
+    shapes: list[tuple[torch.Size, torch.Size, Any]], device: torch.device, half: bool, backward: bool
 ) -> tuple[Callable[[], None], float]:
     """Run plain convolutions of these shapes; also give their floating-point operations."""
     dtype = torch.bfloat16 if half else torch.float32
     work, operations = [], 0.0
-    for layer, shape in layers:
-        kernel = layer.kernel_size[0]
-        given = torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(layer.out_channels, shape[1], kernel, kernel, device=device, dtype=dtype)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        work.append((given.requires_grad_(backward), weight.requires_grad_(backward), kernel // 2))
-        operations += 2 * weight.numel() * given.numel() / shape[1] * (3 if backward else 1)
+    for shape, kernel, padding in shapes:
+        given, weight = (
+            torch.randn(s, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+            for s in (shape, kernel)
+        )
+        result = nn.functional.conv2d(given, weight, padding=padding)
+        back = torch.ones_like(result)
+        work.append((given.requires_grad_(backward), weight.requires_grad_(backward), padding, back))
+        operations += 2 * result.numel() * weight[0].numel() * (3 if backward else 1)
 
     def call() -> None:
-        for given, weight, padding in work:
+        for given, weight, padding, back in work:
             with torch.set_grad_enabled(backward):
                 result = nn.functional.conv2d(given, weight, padding=padding)
                 if backward:
-                    torch.autograd.grad(result, (given, weight), torch.ones_like(result))
+                    torch.autograd.grad(result, (given, weight), back)
 
     return call, operations
 
@@ -94,10 +108,11 @@ def efficiency(raw: np.ndarray, device: torch.device) -> None:
     run = _Run(network, noise, pool, Schedule(10**6, 1e9, 6, 2e-3, 100), 0, time.monotonic())
     half = has_bfloat16(device)
     print(f"{'':12} {'ours [ms]':>10} {'bare [ms]':>10} {'bare/ours':>10} {'GFLOP/s':>9}")
-    layers = shapes_of(run.network, lambda: run._step(1e-4, 10**6))
-    report(
-        "training", timed(lambda: run._step(1e-4, 10**6), device), bare(layers, device, half, True), device
-    )
+
+    def step() -> None:
+        run._step(1e-4, 10**6)
+
+    report("training", timed(step, device), bare(convolutions_of(step), device, half, True), device)
 
     image = noise.normalize(torch.from_numpy(np.asarray(camera.to_photons(raw[:1]), np.float32))[:, None])
     image = image.to(device)
@@ -107,7 +122,7 @@ def efficiency(raw: np.ndarray, device: torch.device) -> None:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=low):
                 symmetric_outputs(network.eval(), image, symmetries)
 
-        report(name, timed(predict, device), bare(shapes_of(network, predict), device, low, False), device)
+        report(name, timed(predict, device), bare(convolutions_of(predict), device, low, False), device)
 
 
 def report(

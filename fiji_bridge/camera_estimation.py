@@ -108,8 +108,8 @@ class CameraEstimate:
         What speaks against the estimate, a sentence each.
     reliable
         False when a warning means that the data cannot tell.
-    noise_reach
-        How far apart pixels share noise [pixels]; 0 where each pixel has its own, as in raw recordings.
+    noise_correlation
+        Of pixels 1, 2, … apart along x, and along y; 0 where it may be chance.
     """
 
     camera: Camera
@@ -117,7 +117,12 @@ class CameraEstimate:
     method: str
     warnings: tuple[str, ...]
     reliable: bool
-    noise_reach: int = 0
+    noise_correlation: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (0.0,))
+
+    @property
+    def noise_reach(self) -> int:
+        """How far apart pixels share noise [pixels]; 0 where each has its own, as in raw recordings."""
+        return _reach(np.array(self.noise_correlation))
 
     def describe(self) -> str:
         """Give the text for people: values with spread, method, warnings, and the option string."""
@@ -152,6 +157,7 @@ class CameraEstimate:
             "method": self.method,
             "warnings": list(self.warnings),
             "reliable": self.reliable,
+            "noise_correlation": self.noise_correlation,
             "noise_reach": self.noise_reach,
         }
 
@@ -617,8 +623,9 @@ def _judge(line: Line, method: str, levels: Levels, pixel_size_nm: float | None,
         *_doubts_about_solution(found, resampled, uniform),
     ]
     warnings = tuple(doubt.sentence for doubt in doubts)
-    reach = _reach(_significant(found, resampled))
-    return CameraEstimate(camera, spread, method, warnings, not any(doubt.fatal for doubt in doubts), reach)
+    reliable = not any(doubt.fatal for doubt in doubts)
+    along_x, along_y = (tuple(map(float, values)) for values in _significant(found, resampled))
+    return CameraEstimate(camera, spread, method, warnings, reliable, (along_x, along_y))
 
 
 class Doubt(NamedTuple):

@@ -259,10 +259,11 @@ def blurred_noise(sigma, frames=4, side=96):
     return light, 200 + 30 * (light + ndimage.gaussian_filter(noise, (0, sigma, sigma)))
 
 
-@pytest.mark.parametrize(("sigma", "radius"), [(0, 0), (0.5, 1), (1.0, 3)])
-def test_noise_that_pixels_share_widens_the_blind_spot(sigma, radius):
+@pytest.mark.parametrize(("sigma", "whitened", "radius"), [(0, False, 0), (0.5, True, 0), (1.0, False, 3)])
+def test_noise_that_pixels_share_is_undone_or_widens_the_blind_spot(sigma, whitened, radius):
     light, raw = blurred_noise(sigma)
     model = train(np.round(raw), steps=150, **SMALL)
+    assert bool(model.whitening) == whitened
     assert model.network.blind_radius == radius
     denoised = (denoise(np.round(raw), model).to_numpy() - 200) / 30
     assert ((denoised - light) ** 2).mean() < 0.5 * (((raw - 200) / 30 - light) ** 2).mean()

@@ -20,6 +20,7 @@ from fiji_bridge.camera import Camera
 from fiji_bridge.camera_estimation import value_range
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel, Readout
+from fiji_bridge.denoising.whitening import Whitening
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
 
@@ -37,13 +38,14 @@ class Denoiser(ABC):
     ----------
     engine, estimators
         Its name, and what it can give, the default first.
-    camera, report, details
+    camera, report, details, whitening
         As in `Model`.
     """
 
     camera: Camera | None
     report: dict[str, Any]
     details: dict[str, Any]
+    whitening: Whitening = Whitening()
 
     @property
     @abstractmethod
@@ -62,6 +64,11 @@ class Denoiser(ABC):
     def neighbours(self) -> int:
         """Frames seen on either side of each."""
         return 0
+
+    @property
+    def for_any_camera(self) -> bool:
+        """Whether it is for stacks of any camera, each pixel with noise of its own, as those that ship."""
+        return False
 
     @abstractmethod
     def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -123,6 +130,8 @@ class Model(Denoiser):
         up), `stopped` (why training ended).
     details
         Where the model comes from: `source`, `version`.
+    whitening
+        Filters around the network that give each pixel its own noise, where pixels share it.
     """
 
     network: BlindSpotNetwork
@@ -130,6 +139,7 @@ class Model(Denoiser):
     camera: Camera | None
     report: dict[str, Any] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    whitening: Whitening = field(default_factory=Whitening)
 
     @property
     def engine(self) -> str:
@@ -151,10 +161,16 @@ class Model(Denoiser):
         """The network's."""
         return self.network.neighbours
 
+    @property
+    def for_any_camera(self) -> bool:
+        """Whether it has neither a camera nor a wide blind spot."""
+        return self.camera is None and self.network.blind_radius == 0
+
     def contents(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Give weights, and architecture and noise model."""
         weights = {f"network.{name}": value for name, value in self.network.state_dict().items()}
-        return weights, {"architecture": self.network.architecture(), "noise": self.noise.constants()}
+        rest = {"architecture": self.network.architecture(), "noise": self.noise.constants()}
+        return weights, rest | {"noise_correlation": self.whitening.correlation}
 
     @classmethod
     def from_contents(
@@ -164,14 +180,16 @@ class Model(Denoiser):
         noise = ENGINES[metadata.pop("engine")](**metadata.pop("noise"))
         network = BlindSpotNetwork(**metadata.pop("architecture"))
         network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
-        return cls(network.eval(), noise, camera, metadata.pop("report", {}), metadata)
+        along_x, along_y = map(tuple, metadata.pop("noise_correlation", ((), ())))
+        whitening = Whitening((along_x, along_y))
+        return cls(network.eval(), noise, camera, metadata.pop("report", {}), metadata, whitening)
 
 
 def shipped_models() -> dict[str, Path]:
     """Find the models that ship, by name."""
     package = Path(__file__).parents[1]  # in a checkout they stand beside it
-    folder = next(path for path in (package / "models", package.parent / "models") if path.is_dir())
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+    folders = (package / "models", package.parent / "models")
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.safetensors"))}
 
 
 def load_model(path: str | os.PathLike[str]) -> "Model | Baseline":

@@ -15,6 +15,7 @@ from fiji_bridge.camera_estimation import estimate_camera
 from fiji_bridge.denoising.baselines import Baseline
 from fiji_bridge.denoising.model import Model, choose_device, has_bfloat16, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
+from fiji_bridge.denoising.whitening import undo_sharing
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
@@ -86,12 +87,18 @@ def denoise(
     progress = progress or silent
     opened = open_stack(stack)
     camera = model.assumed_camera or camera or model.camera
-    camera = camera or estimate_camera(opened, progress=progress).camera
+    whitening = model.whitening
+    if camera is None:
+        estimate = estimate_camera(opened, progress=progress)
+        camera = estimate.camera
+        if model.for_any_camera:
+            whitening = undo_sharing(estimate, opened)
+    seen, own = whitening.whiten(opened), whitening.camera(camera)
     where = choose_device(device)
     denoised = (
-        _Worker(model, camera, opened, estimator, where, fast, tile).denoise
+        _Worker(model, own, seen, estimator, where, fast, tile).denoise
         if isinstance(model, Model)
-        else _in_parts(model.predictor(camera, estimator, where, fast, tile))
+        else _in_parts(model.predictor(own, estimator, where, fast, tile))
     )
     total = opened.size // (opened.sizes["y"] * opened.sizes["x"])
     margin = model.neighbours
@@ -99,8 +106,8 @@ def denoise(
     def blocks() -> Iterator[tuple[dict[str, int], int, np.ndarray]]:
         done = 0
         progress("Denoising", 0, total)
-        for position, series in positions(opened):
-            camera.check(series)
+        for position, series in positions(seen):
+            own.check(series)
             if margin and series.sizes["t"] < 2:
                 raise FijiBridgeError(
                     f"{opened.attrs.get('source', 'The stack')} has a single frame, and the model was trained"
@@ -108,7 +115,7 @@ def denoise(
                 )
             for first, block in frame_blocks(series):
                 for offset, frames in denoised(*_with_margin(series, first, block, margin)):
-                    yield position, first + offset, frames
+                    yield position, first + offset, whitening.blur(frames)
                     done += len(frames)
                     progress("Denoising", done, total)
 

@@ -28,6 +28,7 @@ from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel
 from fiji_bridge.denoising.optimizer import Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs
+from fiji_bridge.denoising.whitening import Whitening, undo_sharing
 from fiji_bridge.engines import NOISE_MODELS, TARGETED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
@@ -131,7 +132,8 @@ def train(
         molecule, stays for several frames, and whose frames do not share noise.
     blind_radius
         How far noise is shared between pixels, which the network must not see around the one it predicts
-        [pixels]; measured on the first stack if left out, and 0 for the raw data of most cameras.
+        [pixels]. Left out, sharing is measured on the first stack: raw data of most cameras has none, a
+        little is undone by a filter (`Whitening`), and where that cannot be, pixels are hidden.
     features, head
         Channels of the network at each scale, and of the 1×1 convolutions behind.
     batch, crop
@@ -180,8 +182,9 @@ def train(
     opened = _open(stacks)
     aims = None if targets is None else _open(targets)
     _check_targets(engine, opened, aims)
+    whitening = Whitening()
     if model is not None:
-        camera = camera or model.camera
+        camera, whitening = camera or model.camera, model.whitening
         neighbours, blind_radius = model.network.neighbours, model.network.blind_radius
     if engine in BASELINES:
         camera = camera or estimate_camera(opened[0], progress=progress).camera
@@ -194,14 +197,18 @@ def train(
     if camera is None or blind_radius is None:
         estimate = _estimate(opened[0], camera, progress)
         camera = camera or estimate.camera
-        blind_radius = estimate.noise_reach if blind_radius is None else blind_radius
+        if blind_radius is None or (model is not None and model.for_any_camera):
+            whitening = Whitening() if kind.assumed_camera else undo_sharing(estimate, opened[0])
+        if blind_radius is None:
+            blind_radius = 0 if whitening else estimate.noise_reach
     if neighbours and min(stack.sizes["t"] for stack in opened) < 2:
         raise FijiBridgeError(
             f"{_name(opened[0])} has a single frame; neighbours need a movie, so leave that option out."
         )
     steps = steps or 20_000
     schedule = Schedule(steps, max_minutes, batch, learning_rate, warm_up=min(100, 1 + steps // 10))
-    pool = CropPool(opened, camera, where, np.random.default_rng(seed), crop, progress, neighbours)
+    whitened, own = [whitening.whiten(stack) for stack in opened], whitening.camera(camera)
+    pool = CropPool(whitened, own, where, np.random.default_rng(seed), crop, progress, neighbours)
     if 2 * blind_radius >= pool.crop:
         raise FijiBridgeError(
             f"blind_radius is {blind_radius}, and crops are {pool.crop} pixels across; give less than half"
@@ -211,7 +218,7 @@ def train(
         noise = model.noise
     else:
         light = np.concatenate([part.photons.flatten().cpu().numpy() for part in pool.sample(2**20)])
-        noise = kind.fit(light, camera.excess_noise, float(np.min(camera.read_variance)))
+        noise = kind.fit(light, own.excess_noise, float(np.min(own.read_variance)))
         shape = {"neighbours": neighbours, "blind_radius": blind_radius, "features": features, "head": head}
     trivial = _trivial_nll(noise, pool, blind_radius)
     failures: list[str] = []
@@ -234,7 +241,8 @@ def train(
     balanced, ratio = _balance(run.best, noise, pool, progress)
     report |= {"trivial_nll": trivial, "collapsed": failures, "held_out_mean_ratio": ratio}
     source = ", ".join(str(stack.attrs.get("source", "array")) for stack in opened)
-    return Model(run.best.cpu(), balanced, camera, report, describe(source, report["steps"]))
+    details = describe(source, report["steps"])
+    return Model(run.best.cpu(), balanced, camera, report, details, whitening)
 
 
 class _Run:
@@ -304,6 +312,7 @@ class _Run:
                 decay_from, end = passed, passed / (1 - schedule.decay)
                 stopped = "the held-out likelihood stopped improving"
             if passed > 0.25 and (weight > INPUT_IS_OUTPUT or held_out > trivial + 1):
+                stopped = "it grew worse than the neighbours' mean or kept the pixels' own noise"
                 break
         if best_weight > INPUT_IS_OUTPUT:
             raise _CollapseError(f"{100 * best_weight:.0f}% of each pixel's own noise would be kept")
