@@ -180,7 +180,7 @@ def build_parser() -> Parser:
         "--blind-radius",
         type=int,
         metavar="PIXELS",
-        help="hide pixels so far around each; left out: what noise they share is measured, and undone if it can be",
+        help="hide pixels so far around each; left out: noise they share is measured and undone if it can be",
     )
     sub.add_argument(
         "--steps", type=count, metavar="N", help="train for at most N steps; alone, it repeats exactly"
