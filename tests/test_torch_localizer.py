@@ -20,11 +20,11 @@ from fiji_bridge import torch_localizer
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.evaluation import evaluate
+from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
 from fiji_bridge.stack import open_stack
 from fiji_bridge.torch_localizer import localize
-from fiji_bridge.torch_localizer.calibration import read_calibration
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
 from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.filters import (

@@ -1,0 +1,137 @@
+"""An analysis shared out among worker processes, each with a Java of its own.
+
+Parent and workers talk through pipes: the job, then a block of frames at a time, pickled. A worker ends when
+its input does, so also when the parent was killed.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from queue import SimpleQueue
+from typing import Any
+
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.thunderstorm.analysis import Analysis, Block, Found, Job
+
+AHEAD = 2
+"""Blocks a worker that wait in memory."""
+
+
+class _Worker:
+    """One process, as the parent sees it."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "fiji_bridge.thunderstorm.processes"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends the others
+        )
+
+    def ask(self, question: Any, doing: str) -> Any:
+        """Hand over a job or a block, and give the answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            pickle.dump(question, self._process.stdin, pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+            return pickle.load(self._process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            status = self._process.wait()
+            raise FijiBridgeError(
+                f"A worker process of ThunderSTORM's ended while it {doing} (exit status {status}), perhaps "
+                "for want of memory; use fewer processes."
+            ) from error
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+        self._process.wait()
+
+
+class Processes:
+    """The workers of one analysis; used as an `Analysis`."""
+
+    def __init__(self, workers: list[_Worker], pool: ThreadPoolExecutor, job: Job) -> None:
+        self._pool, self._room = pool, AHEAD * len(workers)
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        job = replace(job, threads=max(1, job.threads // len(workers)))
+        for answer, error in pool.map(lambda worker: worker.ask(job, "started"), workers):
+            if error:
+                raise FijiBridgeError(error)
+            self.bounds = answer
+        for worker in workers:
+            self._idle.put(worker)
+
+    def frames(self, blocks: Iterable[Block]) -> Iterator[Found]:
+        """Find the molecules of all frames, in their order."""
+        waiting: deque[Any] = deque()
+        for block in blocks:
+            waiting.append(self._pool.submit(self._block, block))
+            if len(waiting) > self._room:
+                yield from _found(waiting.popleft())
+        while waiting:
+            yield from _found(waiting.popleft())
+
+    def _block(self, block: Block) -> tuple[list[Found], str]:
+        worker = self._idle.get()
+        try:
+            return worker.ask(block, f"analysed frames {block[0][0]} to {block[-1][0]}")
+        finally:
+            self._idle.put(worker)
+
+
+def _found(answer: Any) -> Iterator[Found]:
+    found, error = answer.result()
+    yield from found
+    if error:
+        raise FijiBridgeError(error)
+
+
+@contextmanager
+def processes(job: Job, number: int) -> Iterator[Processes]:
+    """Start workers for a job, and end them with the block, however it ends."""
+    workers: list[_Worker] = []
+    pool = ThreadPoolExecutor(number, thread_name_prefix="ThunderSTORM")
+    try:
+        workers += [_Worker() for _ in range(number)]
+        yield Processes(workers, pool, job)
+    finally:
+        for worker in workers:
+            worker.kill()
+        pool.shutdown(cancel_futures=True)
+
+
+def _main() -> None:
+    """Be a worker."""
+    from_parent, to_parent = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # ImageJ prints
+
+    def answer(*what: Any) -> None:
+        pickle.dump(what, to_parent, pickle.HIGHEST_PROTOCOL)
+        to_parent.flush()
+
+    with suppress(EOFError, BrokenPipeError):
+        try:
+            analysis = Analysis(pickle.load(from_parent))
+            answer(analysis.bounds, "")
+        except FijiBridgeError as error:
+            answer(None, str(error))
+        while True:
+            block = pickle.load(from_parent)
+            found: list[Found] = []
+            try:
+                found.extend(analysis.frames([block]))
+                answer(found, "")
+            except FijiBridgeError as error:
+                answer(found, str(error))  # with the frames before it
+    os._exit(0)  # Java would go on
+
+
+if __name__ == "__main__":
+    _main()
