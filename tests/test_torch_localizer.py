@@ -863,6 +863,14 @@ def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
 
 
+def test_a_calibration_is_read_in_braces_as_version_1_3_writes_it(tmp_path: Path) -> None:
+    lines = calibration(tmp_path, "PolynomialCalibration")
+    head, *entries = lines.read_text().splitlines()
+    braces = tmp_path / "braces.yaml"
+    braces.write_text(f"{head} {{{', '.join(entries[:6])},\n  {', '.join(entries[6:])}}}\n")
+    np.testing.assert_array_equal(read_calibration(str(braces)), read_calibration(str(lines)))
+
+
 def test_wrong_calibrations_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "calibration.yaml"
     path.write_text("angle: 0.3\n")

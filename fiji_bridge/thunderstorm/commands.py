@@ -62,7 +62,7 @@ class Request:
 
     def read(self) -> "pd.DataFrame":
         """Read the table that is the input."""
-        return self._table(self.input_file)
+        return self.read_table(self.input_file)
 
     @property
     def input_file(self) -> Path:
@@ -84,9 +84,10 @@ class Request:
     def read_second(self) -> "pd.DataFrame":
         """Read the other table."""
         assert self.second is not None
-        return self._table(self.second)
+        return self.read_table(self.second)
 
-    def _table(self, path: Path) -> "pd.DataFrame":
+    def read_table(self, path: Path) -> "pd.DataFrame":
+        """Read a table in the format of its suffix."""
         from fiji_bridge import thunderstorm
         from fiji_bridge.localizations import read_localizations
 
@@ -498,8 +499,8 @@ def option(name: str) -> str:
 
 
 MACRO_KEYS = {
-    **{key: f"--{key}" for key in ("second", "options", "camera", "out", "seed")},
     "input": "",
+    **{key: f"--{key}" for key in ("second", "options", "camera", "out", "seed")},
     "secondout": "--second-out",
     "jar": "--thunderstorm-jar",
     **{option(name).replace("-", ""): option(name) for name in EXTRAS},
@@ -514,7 +515,7 @@ def command_line(verb: str, text: str) -> list[str]:
         if key == "python":
             continue  # what the macro itself looks at
         if key not in MACRO_KEYS:
-            raise FijiBridgeError(f"The macro has no option {key}=; it has {', '.join(sorted(MACRO_KEYS))}.")
+            raise FijiBridgeError(f"The macro has no option {key}=; it has {', '.join(MACRO_KEYS)}.")
         if key == "input":
             words.append(value)
         elif key == "protocol":

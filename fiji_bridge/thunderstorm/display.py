@@ -122,12 +122,7 @@ def start(folder: str) -> "ImageJ":
     """Start ImageJ with its window and the plugins of `put_plugins`."""
     from fiji_bridge.imagej import session
 
-    image = session.start(mode="gui", plugins=folder)
-    # The menu has the commands, but the patched ImageJ not their classes. The plugin comes last and so sees
-    # the other.
-    for jar in sorted(Path(folder, "plugins").iterdir(), reverse=True):
-        session.load_plugin(jar)
-    return image
+    return session.start(mode="gui", plugins=folder)
 
 
 def _end(child: "subprocess.Popen[str]") -> None:

@@ -364,12 +364,19 @@ def protocols(folder: Path) -> str:
     macro += line("Camera setup", CAMERA.replace("isemgain=false", "isemgain=true gainem=12.0"))
     macro += f'open("{folder}/flat.tif"); {REGIONS["rectangle"]}\n'
     macro += line("Run analysis", f"{complete(FLAT)} renderer=[No Renderer]")
-    for name in PROTOCOL_STEPS:
-        macro += line("Show results table", STEPS[name].format(folder=folder))
+    for step in protocol_steps(folder):
+        macro += line("Show results table", step)
     return macro + line("Export results", f"filepath={folder}/steps.csv fileformat=[{FORMATS['csv']}]")
 
 
-PROTOCOL_STEPS = ("drift_correlation", "offset", "merge", "duplicates", "density", "filter")
+def protocol_steps(folder: Path | str) -> list[str]:
+    """Give what is done before the protocol of several steps is written; its drift is not that of STEPS."""
+    names = ("drift_correlation", "offset", "merge", "duplicates", "density", "filter")
+    return [
+        STEPS[name].format(folder=folder).replace("drift_correlation.json", "steps.json") for name in names
+    ]
+
+
 LATER = {"regions": regions, "correlations": correlations, "protocols": protocols}
 """What only looks at the stacks and tables of the others."""
 
