@@ -91,8 +91,8 @@ def test_install_without_a_folder_says_how_to_name_one(monkeypatch, capsys):
     assert "--fiji" in capsys.readouterr().err
 
 
-def test_what_works_on_files_leaves_the_current_image_alone(fiji, tmp_path):
-    """The installed menu, without windows; a color image in front would be refused if it were handed over."""
+def test_what_works_on_files_leaves_the_current_image_alone(fiji, tmp_path, display):
+    """The installed menu, without its window; a color image in front would be refused if it were handed over."""
     if find_jar() is None:
         pytest.skip("no ThunderSTORM here")
     java = session.find_java()
@@ -110,14 +110,14 @@ def test_what_works_on_files_leaves_the_current_image_alone(fiji, tmp_path):
     )
     done = subprocess.run(
         [
-            *(java.home / "bin" / "java", "-Djava.awt.headless=true", f"-Dplugins.dir={fiji}"),
-            *("-cp", fiji / "ij.jar", "ij.ImageJ", "-batch", macro),
+            *(java.home / "bin" / "java", f"-Dplugins.dir={fiji}", "-cp", fiji / "ij.jar"),
+            *("ij.ImageJ", "-batch", macro),
         ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         timeout=200,
-        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env={**os.environ, "DISPLAY": display, "XDG_CACHE_HOME": str(tmp_path / "cache")},
     )
     for pulse in (tmp_path / "cache").rglob("pulse"):
         os.kill(int(pulse.read_text().split()[0]), 15)

@@ -252,9 +252,7 @@ def _drift(request: Request) -> Found:
     _check_saved(request, step)
     if request.second_out is not None:
         if not isinstance(step, CrossCorrelationDrift):
-            raise FijiBridgeError(
-                f"{step} has no correlations to write to {request.second_out}; leave it out."
-            )
+            raise FijiBridgeError(f"{step} has no correlations for {request.second_out}; leave that out.")
         step = replace(step, show_correlations=True)
     curve = thunderstorm.drift(request.read(), step.options(), camera=request.camera, jar=request.jar)
     text, found = f"Drift of {len(curve):,} frames written to {request.out}", {"out": str(request.out)}
