@@ -34,24 +34,31 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is for the parent, which ends the others
         )
 
-    def ask(self, question: Any, doing: str) -> Any:
-        """Hand over a job or a block, and give the answer."""
+    def ask(self, question: Any, doing: str) -> Iterator[Any]:
+        """Hand over a job or a block, and give the answers as they come; text ends them."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             pickle.dump(question, self._process.stdin, pickle.HIGHEST_PROTOCOL)
             self._process.stdin.flush()
-            return pickle.load(self._process.stdout)
+            while not isinstance(answer := pickle.load(self._process.stdout), str):
+                yield answer
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             status = self._process.wait()
             raise FijiBridgeError(
                 f"A worker process of ThunderSTORM's ended while it {doing} (exit status {status}), perhaps "
                 "for want of memory; use fewer processes."
             ) from error
+        if answer:
+            raise FijiBridgeError(answer)
 
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()
         self._process.wait()
+
+
+Answers = SimpleQueue[Found | BaseException | None]
+"""What is found in a block, as it comes; None or an error ends it."""
 
 
 class Processes:
@@ -61,36 +68,39 @@ class Processes:
         self._pool, self._room = pool, AHEAD * len(workers)
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         job = replace(job, threads=max(1, job.threads // len(workers)))
-        for answer, error in pool.map(lambda worker: worker.ask(job, "started"), workers):
-            if error:
-                raise FijiBridgeError(error)
-            self.bounds = answer
+        for answers in pool.map(lambda worker: list(worker.ask(job, "started")), workers):
+            (self.bounds,) = answers
         for worker in workers:
             self._idle.put(worker)
 
     def frames(self, blocks: Iterable[Block]) -> Iterator[Found]:
         """Find the molecules of all frames, in their order."""
-        waiting: deque[Any] = deque()
+        waiting: deque[Answers] = deque()
         for block in blocks:
-            waiting.append(self._pool.submit(self._block, block))
+            waiting.append(SimpleQueue())
+            self._pool.submit(self._block, block, waiting[-1])
             if len(waiting) > self._room:
                 yield from _found(waiting.popleft())
         while waiting:
             yield from _found(waiting.popleft())
 
-    def _block(self, block: Block) -> tuple[list[Found], str]:
+    def _block(self, block: Block, answers: Answers) -> None:
         worker = self._idle.get()
         try:
-            return worker.ask(block, f"analysed frames {block[0][0]} to {block[-1][0]}")
+            for found in worker.ask(block, f"analysed frames {block[0][0]} to {block[-1][0]}"):
+                answers.put(found)
+            answers.put(None)
+        except BaseException as error:
+            answers.put(error)
         finally:
             self._idle.put(worker)
 
 
-def _found(answer: Any) -> Iterator[Found]:
-    found, error = answer.result()
-    yield from found
-    if error:
-        raise FijiBridgeError(error)
+def _found(answers: Answers) -> Iterator[Found]:
+    while (answer := answers.get()) is not None:
+        if isinstance(answer, BaseException):
+            raise answer
+        yield answer
 
 
 @contextmanager
@@ -112,24 +122,25 @@ def _main() -> None:
     from_parent, to_parent = sys.stdin.buffer, os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # ImageJ prints
 
-    def answer(*what: Any) -> None:
+    def answer(what: Any) -> None:
         pickle.dump(what, to_parent, pickle.HIGHEST_PROTOCOL)
         to_parent.flush()
 
     with suppress(EOFError, BrokenPipeError):
         try:
             analysis = Analysis(pickle.load(from_parent))
-            answer(analysis.bounds, "")
+            answer(analysis.bounds)
+            answer("")
         except FijiBridgeError as error:
-            answer(None, str(error))
+            answer(str(error))
         while True:
             block = pickle.load(from_parent)
-            found: list[Found] = []
             try:
-                found.extend(analysis.frames([block]))
-                answer(found, "")
+                for found in analysis.frames([block]):
+                    answer(found)
+                answer("")
             except FijiBridgeError as error:
-                answer(found, str(error))  # with the frames before it
+                answer(str(error))
     os._exit(0)  # Java would go on
 
 
