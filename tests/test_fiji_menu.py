@@ -92,7 +92,7 @@ def test_install_without_a_folder_says_how_to_name_one(monkeypatch, capsys):
 
 
 def test_what_works_on_files_leaves_the_current_image_alone(fiji, tmp_path, display):
-    """The installed menu, without its window; a color image in front would be refused if it were handed over."""
+    """The installed menu, without its window; a color image would be refused if it were handed over."""
     if find_jar() is None:
         pytest.skip("no ThunderSTORM here")
     java = session.find_java()

@@ -84,7 +84,8 @@ NOT_HERE = {
     ),
     "Import/Export > Show ground-truth table": "A window; the truth is a table like the others.",
     "Run analysis: preview, overlay; Show results table: histogram, restrict to ROI": (
-        "Looking and clicking in windows: needs a display; `action=filter formula=[x > … & y < …]` restricts."
+        "Looking and clicking in windows: needs a display. `filter_frames` is what the preview shows;"
+        " `action=filter formula=[x > … & y < …]` restricts to a region."
     ),
     "Check for updates...": "Asks the network for a newer plugin, in a window.",
     "About ThunderSTORM...": "A window with text.",
