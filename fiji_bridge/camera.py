@@ -122,6 +122,11 @@ class Camera:
         return {**self.as_dict(), "source": None} == {**other.as_dict(), "source": None}
 
     @classmethod
+    def of(cls, given: "Camera | str | None") -> "Camera | None":
+        """Give the camera that was given as such or as an option string; None stays None."""
+        return cls.parse(given) if isinstance(given, str) else given
+
+    @classmethod
     def parse(cls, text: str, *, source: str = "given by the user") -> "Camera":
         """Read ThunderSTORM's `Camera setup` option string, and our keys beside its own.
 
@@ -132,8 +137,8 @@ class Camera:
             ThunderSTORM 1.3's keys are `offset` [ADU], `photons2adu` [photons per ADU], `isemgain` (true or
             false), `gainem` and `pixelsize` [nm]; ours are `readnoise` [electrons RMS] and the files
             `offsetmap` [ADU], `gainmap` [ADU per photoelectron] and `variancemap` [ADU²] (TIFF, PNG or .npy).
-            A key left out takes the plugin's default, except that the pixel size stays unknown, and that a
-            map's median stands for its scalar.
+            Capitals in keys make no difference. A key left out takes the plugin's default, except that the
+            pixel size stays unknown, and that a map's median stands for its scalar.
         source
             Kept in `Camera.source`.
 
@@ -142,7 +147,7 @@ class Camera:
         FijiBridgeError
             If a key is unknown, a value is not what it must be, or a map cannot be read.
         """
-        options = parse_options(text)
+        options = _in_small_letters(parse_options(text))
         if not options:
             raise FijiBridgeError(
                 "The camera is empty; give at least offset= and photons2adu= or leave it out to estimate it."
@@ -296,6 +301,18 @@ class Camera:
 
     def _offset(self) -> float | np.ndarray:
         return self.offset if self.offset_map is None else self.offset_map
+
+
+def _in_small_letters(options: Mapping[str, str]) -> dict[str, str]:
+    """Write keys as ImageJ's recorder does; the plugin's dialog shows them with capitals."""
+    small: dict[str, str] = {}
+    for key, value in options.items():
+        key = key.lower()
+        if small.setdefault(key, value) != value:
+            raise FijiBridgeError(
+                f"The camera's {key} is given twice, as {small[key]} and as {value}; leave one out."
+            )
+    return small
 
 
 def _number(key: str, text: str) -> float:

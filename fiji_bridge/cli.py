@@ -269,6 +269,16 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=path_or_none, metavar="FILE", help="what to write; its suffix chooses")
     sub.add_argument("--second-out", type=path_or_none, metavar="FILE", help="the second table to write")
     sub.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+    sub.add_argument(
+        "--roi", metavar="X,Y,W,H", help="region of interest in pixels, or a .roi file (localize, calibrate)"
+    )
+    sub.add_argument(
+        "--processes", type=count, default=1, metavar="N", help="each with a Java of its own (localize)"
+    )
+    sub.add_argument(
+        "--protocol", action="store_true", help="write NAME-protocol.txt beside the table, as the plugin does"
+    )
+    sub.add_argument("--time-limit", type=positive, metavar="S", help="of a macro, in seconds (default 600)")
     sub.add_argument("--thunderstorm-jar", type=path_or_none, metavar="JAR", help="your Thunder_STORM.jar")
 
     sub = command(
@@ -456,6 +466,10 @@ def run_thunderstorm(arguments: argparse.Namespace, bar: Bar) -> Result:
             out=arguments.out,
             second_out=arguments.second_out,
             seed=arguments.seed,
+            roi=arguments.roi or None,
+            processes=arguments.processes,
+            protocol=arguments.protocol,
+            time_limit_s=arguments.time_limit,
             jar=arguments.thunderstorm_jar,
             progress=bar,
         ),

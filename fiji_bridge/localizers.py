@@ -170,7 +170,7 @@ def _camera(
     camera: Camera | str | None, stack: xr.DataArray, pixel_size_nm: float | None, progress: Progress | None
 ) -> tuple[Camera, tuple[str, ...]]:
     """Give the camera of a (t, y, x) stack, with a pixel size, and what its estimation warns of."""
-    known = Camera.parse(camera) if isinstance(camera, str) else camera
+    known = Camera.of(camera)
     pixel = pixel_size_nm or (known.pixel_size_nm if known else None) or stack.attrs["pixel_size_nm"]
     if pixel is None:
         raise FijiBridgeError(

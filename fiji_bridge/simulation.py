@@ -150,7 +150,7 @@ class Simulation:
 def simulate(
     *,
     options: str = "",
-    camera: Camera | None = None,
+    camera: Camera | str | None = None,
     frames: int | None = None,
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -171,8 +171,8 @@ def simulate(
     options
         The generator's option string; see `Generator`.
     camera
-        The camera; left out, the plugin's default `Camera setup` (80 nm pixels). Without a pixel size it has
-        80 nm.
+        The camera, or a `Camera setup` string; left out, the plugin's default (80 nm pixels). Without a
+        pixel size it has 80 nm.
     frames
         Number of frames, instead of the one in `options`.
     seed
@@ -205,7 +205,7 @@ def simulate(
     generator = Generator.parse(options)
     if frames is not None:
         generator = replace(generator, frames=frames)
-    camera = camera or DEFAULT_CAMERA
+    camera = Camera.of(camera) or DEFAULT_CAMERA
     if camera.pixel_size_nm is None:
         camera = camera.replace(pixel_size_nm=DEFAULT_CAMERA.pixel_size_nm)
     shape = (generator.frames, generator.height, generator.width)

@@ -514,3 +514,11 @@ def test_the_estimate_names_its_source_and_takes_the_files_pixel_size(tmp_path, 
 
 def test_the_same_data_give_the_same_estimate(mice):
     assert estimate_camera(mice) == estimate_camera(mice)
+
+
+def test_capitals_in_keys_make_no_difference():
+    small = "offset=100.0 photons2adu=2.0 isemgain=true gainem=10 pixelsize=160.0"
+    shown = "offset=100.0 photons2ADU=2.0 isEmGain=true gainEm=10 pixelSize=160.0"
+    assert Camera.parse(shown) == Camera.parse(small)
+    with pytest.raises(FijiBridgeError, match="The camera's offset is given twice, as 1 and as 2"):
+        Camera.parse("offset=1 Offset=2 photons2adu=1")

@@ -20,6 +20,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej import install as menu
 from fiji_bridge.imagej import session
 from fiji_bridge.imagej.commands import COMMANDS, COMPARE, DENOISE, LOCALIZE, TRAIN, Command
+from fiji_bridge.thunderstorm import find_jar
 
 DRIVER = Path(__file__).with_name("fiji_menu_driver.py")
 SHOTS = [os.environ["FIJI_BRIDGE_SHOTS"]] if "FIJI_BRIDGE_SHOTS" in os.environ else []
@@ -88,6 +89,41 @@ def test_install_without_a_folder_says_how_to_name_one(monkeypatch, capsys):
     monkeypatch.delenv("FIJI_BRIDGE_FIJI", raising=False)
     assert main(["install"]) == 1
     assert "--fiji" in capsys.readouterr().err
+
+
+def test_what_works_on_files_leaves_the_current_image_alone(fiji, tmp_path, display):
+    """The installed menu, without its window; a color image would be refused if it were handed over."""
+    if find_jar() is None:
+        pytest.skip("no ThunderSTORM here")
+    java = session.find_java()
+    if java is None:
+        pytest.skip("no Java on this machine")
+    menu.install(fiji)
+    table = "frame,x [nm],y [nm]\n1,1000,1000\n2,1005,1000\n2,9000,1000\n"
+    (tmp_path / "a.csv").write_text(table)
+    macro = tmp_path / "macro.ijm"
+    macro.write_text(
+        'newImage("front", "RGB", 9, 9, 1);\n'
+        'run("ThunderSTORM headless...", "verb=convert input=a.csv output=b.csv");\n'
+        'run("ThunderSTORM headless...", "verb=localize output=c.csv");\n',
+        encoding="ascii",
+    )
+    done = subprocess.run(
+        [
+            *(java.home / "bin" / "java", f"-Dplugins.dir={fiji}", "-cp", fiji / "ij.jar"),
+            *("ij.ImageJ", "-batch", macro),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+        env={**os.environ, "DISPLAY": display, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )
+    for pulse in (tmp_path / "cache").rglob("pulse"):
+        os.kill(int(pulse.read_text().split()[0]), 15)
+    assert (tmp_path / "b.csv").is_file(), done.stdout + done.stderr
+    assert "3 molecules written to b.csv" in done.stdout
+    assert "This is a color image" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["plain", r"C:\Program Files\py", 'a "quoted" one', "two\nlines"])

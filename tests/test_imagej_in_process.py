@@ -153,6 +153,40 @@ def test_localizing_gives_a_table_to_the_macro_and_an_image(imagej, folder):
     assert 100 < int(width) <= 129  # 64 pixels of 110 nm, drawn at 55 nm
 
 
+def test_commands_of_thunderstorm_work_on_images_and_files(plugin, imagej, folder, tmp_path):
+    from jpype import JClass
+
+    def run(options):
+        return imagej.run_macro(f'run("ThunderSTORM headless...", "{options}"); return "" + nResults;')
+
+    table = tmp_path / "molecules.csv"
+    imagej.run_macro(opened(folder))
+    camera = f"camera=[{CAMERA}]"
+    rows = int(run(f"verb=localize {camera} options=[threshold=1.2*std(Wave.F1)] output=[{table}]"))
+    assert rows == len(table.read_text().splitlines()) - 1 > 3
+    inside = int(run(f"verb=localize {camera} options=[threshold=1.2*std(Wave.F1)] roi=0,0,32,64"))
+    assert 0 < inside < rows
+    merged = int(run(f"verb=postprocess input=[{table}] options=[action=merge dist=200.0]"))
+    assert 0 < merged <= rows
+    run(f"verb=render input=[{table}] {camera} options=[renderer=[Scatter plot] magnification=2.0]")
+    drawn = JClass("ij.WindowManager").getCurrentImage()
+    assert str(drawn.getTitle()) == "render molecules.csv" and drawn.getBitDepth() == 32
+    run(f"verb=generate {camera} options=[psf=[Gaussian] width=20 height=16 frames=3]")
+    made = JClass("ij.WindowManager").getCurrentImage()
+    assert list(made.getDimensions())[:2] == [20, 16] and made.getStackSize() == 3
+    assert int(run(f"verb=evaluate input=[{table}] second=[{table}]")) == 1
+    for options, sentence in (
+        (f"verb=calibrate {camera} options=[estimator=[Elliptic Gaussian w/ angle]]", "Give output=.*yaml"),
+        ("verb=postprocess options=[action=merge]", "`postprocess` needs a TABLE"),
+        ("verb=macro", "The option verb takes localize or"),
+    ):
+        with pytest.raises(FijiBridgeError, match=sentence):
+            run(options)
+    imagej.close()
+    with pytest.raises(FijiBridgeError, match="needs an image"):
+        run(f"verb=localize {camera}")
+
+
 def test_extensions_take_and_give_image_ids(imagej, folder, monkeypatch):
     monkeypatch.setattr(fiji_bridge, "train", partial(fiji_bridge.train, **SMALL))
     said = imagej.run_macro(

@@ -16,6 +16,7 @@ import pytest
 
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej import session
+from fiji_bridge.thunderstorm.display import REMOVED_CLASS, _provider_class
 
 SMOOTHES = """
 import sys
@@ -260,12 +261,17 @@ def test_the_folder_of_a_plain_imagej_brings_its_jar_and_its_plugins(imagej, tmp
     (tmp_path / "plugins").mkdir()
     with zipfile.ZipFile(tmp_path / "plugins" / "Our_Lab.jar", "w") as jar:
         jar.writestr("plugins.config", 'Plugins>Our Lab, "Copy it", ij.plugin.Duplicator\n')
+        jar.writestr(f"{REMOVED_CLASS}.class", _provider_class())
     script = "import sys\nimport numpy as np\nfrom fiji_bridge.imagej import start\nij = start(sys.argv[1])\n"
     script += "from jpype import JClass\nprint(JClass('ij.IJ').class_.getResource('/IJ_Props.txt'))\n"
+    script += (
+        f"print(JClass('ij.IJ').getClassLoader().loadClass('{REMOVED_CLASS.replace('/', '.')}').getName())\n"
+    )
     script += "print(ij.run('Copy it', ij.to_imagej(np.zeros((2, 3), 'uint8')), title='copied').getTitle())"
     done = run(script, str(tmp_path))
-    jar, title = done.stdout.split()
+    jar, loaded, title = done.stdout.split()
     assert f"{tmp_path.name}/ij.jar!" in jar and title == "copied", done.stderr
+    assert loaded == REMOVED_CLASS.replace("/", ".")
 
 
 def test_arguments_reach_a_macro_and_its_own_words_come_back(imagej):

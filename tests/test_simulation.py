@@ -337,3 +337,12 @@ def test_what_cannot_be_simulated_is_refused_in_a_sentence_and_leaves_nothing(tm
 def test_a_negative_seed_is_refused():
     with pytest.raises(FijiBridgeError, match="seed"):
         simulate(seed=-1, frames=1)
+
+
+def test_the_camera_may_be_given_as_its_setup():
+    setup = "offset=50 photons2adu=2 pixelsize=90"
+    given, parsed = (
+        simulate(options=SMALL, camera=camera, seed=1) for camera in (setup, Camera.parse(setup))
+    )
+    assert given.camera == parsed.camera
+    np.testing.assert_array_equal(given.stack, parsed.stack)

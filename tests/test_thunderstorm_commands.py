@@ -17,6 +17,7 @@ from fiji_bridge.camera import Camera
 from fiji_bridge.cli import build_parser, main
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej import session
+from fiji_bridge.imagej.commands import THUNDERSTORM, VERBS
 from fiji_bridge.thunderstorm import commands, page
 from fiji_bridge.thunderstorm import settings as ts
 
@@ -38,6 +39,7 @@ def test_the_page_is_what_the_tables_say():
 
 def test_every_test_that_the_page_names_exists():
     named = [*page.TESTS.values(), *page.COMPARED.values()]
+    named += [("test_thunderstorm_plugin.py", test) for _, test in page.EXTRA_PYTHON.values()]
     named += [page.tested(module, verb) for group, verb in page.GROUPS.items() for module in group.modules()]
     for file, test in named:
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
@@ -109,15 +111,60 @@ def test_a_shell_line_of_the_page_is_taken_and_its_macro_line_means_the_same(she
         ("colocalize a.csv --second b.csv --out c.csv --second-out c.csv", "cannot hold both outputs"),
         ("convert a.csv --out c.json --options chi2=false", "has no use for --options"),
         ("localize a.tif --out b.csv", "This needs --camera"),
+        ("localize --out b.csv", "`localize` needs a STACK; name it after the verb, or as input= in a macro"),
+        ("render a.csv --out b.tif --roi 1,2,3,4", "`render` has no use for --roi; leave it out"),
+        (
+            "drift a.csv --out b.csv --processes 2 --protocol --time-limit 3",
+            "has no use for --processes and --protocol and --time-limit",
+        ),
+        (
+            "drift a.csv --out b.csv --second-out c.tif --options action=drift method=[Fiducial markers]",
+            "has no correlations for c.tif",
+        ),
+        (
+            "postprocess a.csv --out b.csv --protocol --options action=merge",
+            "Cannot read the protocol a-protocol.txt",
+        ),
+        (
+            "postprocess a.csv --out b.csv --options action=drift save=true path=a.csv",
+            "path=a.csv; name another",
+        ),
+        (
+            "drift a.csv --out b.csv --options action=drift save=true path=./b.csv",
+            "path=./b.csv; name another",
+        ),
+        ("drift a.csv --out b.csv --options action=drift save=true", "path=; name another file"),
         ("macro gone.ijm", "Cannot read the macro gone.ijm"),
     ],
 )
 def test_a_wrong_line_gets_one_sentence(line, sentence, capsys, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    assert main(["thunderstorm", *line.split()]) == 1
+    words, _, options = line.partition("--options ")
+    assert main(["thunderstorm", *words.split(), *([f"--options={options}"] if options else [])]) == 1
     [said] = capsys.readouterr().err.strip().splitlines()
     assert sentence in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [line for line in lines("run(") if "ThunderSTORM headless..." in line],
+    ids=lambda line: line[32:45],
+)
+def test_a_menu_line_of_the_page_means_the_same(line):
+    options = THUNDERSTORM.values(re.fullmatch(r'run\("ThunderSTORM headless...", "(.*)"\);', line)[1])
+    command = commands.find(options["verb"])
+    told = {"out": "output", "second-out": "other"}
+    wanted = {told.get(key, key): value for key, value in page.example(command).items()}
+    assert {key: options[key] for key in wanted} == wanted
+    assert [c.verb for c in commands.COMMANDS if c.verb != "macro"] == list(VERBS)
+
+
+def test_extra_options_mean_the_same_in_a_macro():
+    text = "input=a.tif roi=1,2,3,4 processes=3 protocol=true timelimit=9.5"
+    parsed = build_parser().parse_args(commands.command_line("localize", text))
+    assert (parsed.roi, parsed.processes, parsed.protocol, parsed.time_limit) == ("1,2,3,4", 3, True, 9.5)
+    assert not build_parser().parse_args(commands.command_line("localize", "protocol=false")).protocol
 
 
 def test_the_macros_own_mistakes_get_one_sentence():
@@ -156,6 +203,53 @@ def test_from_simulation_to_score_on_the_command_line(plugin, tmp_path, capsys):
     assert tifffile.imread(image).shape == (2, 64, 64)
     run("filter", movie, "--camera", CAMERA, "--out", image, "--options", "filter=[No filter]", capsys=capsys)
     assert tifffile.imread(image).shape == (6, 32, 32)
+
+
+def test_a_protocol_grows_with_each_step(plugin, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stack, _ = thunderstorm.generate(
+        "psf=[Gaussian] width=32 height=30 frames=6 density=2.0", camera=CAMERA, seed=3
+    )
+    tifffile.imwrite("movie.tif", stack.to_numpy())
+    options = ("--options", "sigma=1.3", "--camera", CAMERA, "--roi", "4,5,24,20", "--protocol")
+    run("localize", "movie.tif", *options, "--out", "found.csv", capsys=capsys)
+    assert pd.read_csv("found.csv")[["x [nm]", "y [nm]"]].max().max() < 2400
+    for step, source, out in (
+        ("action=duplicates", "found.csv", "one.csv"),
+        ("action=offset stagestep=5.0", "one.csv", "two.csv"),
+    ):
+        run("postprocess", source, "--options", step, "--out", out, "--protocol", capsys=capsys)
+    run("convert", "two.csv", "--out", "three.json", "--protocol", capsys=capsys)
+    protocol = thunderstorm.Protocol.read("three-protocol.txt")
+    assert (protocol.image, protocol.roi) == ("movie.tif", (4, 5, 24, 20))
+    assert protocol.camera == Camera.parse(CAMERA)
+    assert protocol.analysis == ts.AnalysisSettings.parse("sigma=1.3")
+    assert protocol.steps == (ts.RemoveDuplicates(), ts.StageOffset(step_nm=5.0))
+    # What was read back does the same again.
+    again = thunderstorm.localize(
+        "movie.tif", camera=protocol.camera, options=protocol.analysis, roi=protocol.roi
+    )
+    assert list(again["x [nm]"]) == pytest.approx(list(pd.read_csv("found.csv")["x [nm]"]))
+
+
+def test_correlations_are_written_and_a_channel_is_compared_with_itself(
+    plugin, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    _, truth = thunderstorm.generate(
+        "psf=[Gaussian] width=32 height=32 frames=40 density=2.0", camera=CAMERA, seed=3
+    )
+    truth.to_csv("truth.csv", index=False)
+    words = ("--camera", CAMERA, "--options", "action=drift steps=4 magnification=1.0")
+    run("drift", "truth.csv", *words, "--out", "drift.csv", "--second-out", "images.tif", capsys=capsys)
+    curve = thunderstorm.drift(pd.read_csv("truth.csv"), f"{words[-1]} showcorrelations=true", camera=CAMERA)
+    assert (tifffile.imread("images.tif") == curve.attrs["correlations"].to_numpy()).all()
+    run(
+        *("colocalize", "truth.csv", "--second", "./truth.csv", "--options", "addnndist=true"),
+        *("--out", "a.csv", "--second-out", "b.csv"),
+        capsys=capsys,
+    )
+    assert pd.read_csv("a.csv")["nn_dist [nm]"].min() > 0  # a molecule is no neighbour of itself
 
 
 def test_a_frame_that_cannot_be_analysed_is_named(plugin, tmp_path, capsys):

@@ -19,6 +19,7 @@ from fiji_bridge import thunderstorm
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.thunderstorm import jar as jars
+from fiji_bridge.thunderstorm import processes, regions
 from fiji_bridge.thunderstorm import settings as ts
 from fiji_bridge.thunderstorm.display import run_macro
 
@@ -89,6 +90,158 @@ def test_settings_that_the_shared_references_lack(references, plugin, name):
     assert_same(found, references / f"found_{name}.csv", 1e-6, frames)
 
 
+# Regions of interest: the plugin's positions count from the corner of the rectangle around them.
+
+
+def region_options(analysis):
+    return made.complete({"roi": made.FLAT, "watershed": made.WATERSHED}[analysis])
+
+
+@pytest.mark.parametrize("analysis", ["roi", "watershed"])
+@pytest.mark.parametrize("region", made.REGIONS)
+def test_a_region_of_interest_is_analysed_as_by_the_plugin(references, plugin, region, analysis):
+    found = thunderstorm.localize(
+        references / "flat.tif",
+        camera=CAMERA,
+        options=region_options(analysis),
+        roi=references / f"{region}.roi",
+    )
+    assert_same(found, references / f"{analysis}_{region}.csv")
+
+
+def test_a_region_may_be_given_in_numbers_or_as_a_mask(references, plugin):
+    for rectangle in ((5, 8, 20, 17), "5,8,20,17", np.array([5, 8, 20, 17])):
+        found = thunderstorm.localize(
+            references / "flat.tif", camera=CAMERA, options=region_options("roi"), roi=rectangle
+        )
+        assert_same(found, references / "roi_rectangle.csv")
+        assert found.attrs["roi"] == (5, 8, 20, 17)
+    shape = (32, 32)
+    oval = regions.java_roi(references / "oval.roi", shape)
+    masks = [np.array([[bool(oval.contains(x, y)) for x in range(32)] for y in range(32)])]
+    masks.append(np.random.default_rng(0).random(shape) > 0.5)
+    for mask in masks:
+        roi = regions.java_roi(mask, shape)
+        np.testing.assert_array_equal(
+            [[bool(roi.contains(x, y)) for x in range(32)] for y in range(32)], mask
+        )
+    found = thunderstorm.localize(
+        references / "flat.tif", camera=CAMERA, options=region_options("roi"), roi=masks[0]
+    )
+    assert_same(found, references / "roi_oval.csv")
+
+
+def test_a_region_crops_what_is_fitted_as_well(references, plugin):
+    frames = tifffile.imread(references / "flat.tif")[:4]
+    common = {"camera": CAMERA, "options": made.FLAT, "roi": (3, 2, 25, 21), "strength": True}
+    plain = thunderstorm.localize(frames, **common)
+    brighter = thunderstorm.localize(frames, fit_stack=2 * (frames - 100.0) + 100, **common)
+    assert len(plain) == len(brighter) > 5
+    ratio = np.median(brighter["intensity [photon]"] / plain["intensity [photon]"])
+    assert ratio == pytest.approx(2, abs=0.01)
+    np.testing.assert_array_equal(plain["strength"], brighter["strength"])
+
+
+@pytest.mark.parametrize(
+    ("roi", "sentence"),
+    [
+        ("20,20,20,5", "20, 20, 20, 5\\) is not inside the frames, which are 32 pixels wide and 32 high"),
+        ((0, 0, 0, 4), "is not inside the frames"),
+        ((1, 2, 3), "is no region; give x,y,width,height"),
+        ((1.5, 2, 3, 4), "is no region"),
+        ("gone.roi", "no file gone.roi; roi takes x,y,width,height or a .roi file"),
+        (np.zeros((32, 32), bool), "with 0 pixels inside"),
+        (np.ones((4, 4), bool), r"boolean one of the frames' shape \(32, 32\)"),
+        (DATA / "README.md", "README.md is no selection with an area"),
+    ],
+    ids=str,
+)
+def test_a_region_that_is_none_is_refused(references, plugin, roi, sentence):
+    with pytest.raises(FijiBridgeError, match=sentence) as error:
+        thunderstorm.localize(references / "flat.tif", camera=CAMERA, roi=roi)
+    assert "\n" not in str(error.value)
+
+
+def test_a_selection_without_an_area_is_refused(references, plugin, tmp_path):
+    from jpype import JClass
+
+    JClass("ij.io.RoiEncoder").save(JClass("ij.gui.Line")(1, 1, 9, 9), str(tmp_path / "line.roi"))
+    with pytest.raises(FijiBridgeError, match=r"line\.roi is no selection with an area"):
+        thunderstorm.localize(references / "flat.tif", camera=CAMERA, roi=tmp_path / "line.roi")
+
+
+# Processes. Each starts a Java, which takes seconds.
+
+
+def test_processes_share_the_frames_and_change_nothing(references, plugin):
+    stack = tifffile.imread(references / "flat.tif")
+    stack[9] = 100  # which cannot be analysed by this threshold
+    common = {
+        "camera": made.CAMERA,
+        "options": made.FLAT.replace("threshold=std(Wave.F1)", "threshold=std(I)/max(I)"),
+        "roi": references / "polygon.roi",
+        "fit_stack": stack,
+        "strength": True,
+    }
+    here = thunderstorm.localize(stack, **common)
+    seen = []
+    shared = thunderstorm.localize(
+        stack, processes=2, progress=lambda stage, done, total: seen.append((done, total)), **common
+    )
+    pd.testing.assert_frame_equal(shared, here, check_exact=True)
+    assert shared.attrs == here.attrs and "frame 10" in here.attrs["warnings"][0]
+    assert seen == [(i + 1, 24) for i in range(24)]
+
+
+@pytest.mark.parametrize("stop", ["killed", "cancelled"])
+def test_workers_that_stop_leave_the_frames_done(references, flat, monkeypatch, stop):
+    started, kept = [], []
+    start = processes._Worker.__init__
+
+    def noted(worker):
+        start(worker)
+        started.append(worker._process)
+
+    def progress(stage, done, total):
+        if done == 5 and stop == "killed":
+            for process in started:
+                process.kill()
+        elif done == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(processes._Worker, "__init__", noted)
+    wanted, sentence = {
+        "killed": (
+            FijiBridgeError,
+            r"A worker process .* ended while it analysed frames \d+ to \d+ .*status -9",
+        ),
+        "cancelled": (KeyboardInterrupt, None),
+    }[stop]
+    with pytest.raises(wanted, match=sentence):
+        thunderstorm.localize(
+            references / "flat.tif",
+            camera=CAMERA,
+            options=made.FLAT,
+            processes=2,
+            threads=2,
+            progress=progress,
+            stopped=kept.append,
+        )
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+    frames = kept[0].attrs["frames"]
+    assert 5 <= frames < 24
+    assert_same(kept[0], references / "flat.csv", 1e-6, frames)
+
+
+def test_what_a_worker_cannot_do_is_told_as_here(references, plugin):
+    for options, sentence in (
+        ({"options": "threshold=std(Wave.F9)"}, "is not a threshold formula: Variable 'F9' does not exist"),
+        ({"processes": 0}, "processes is 0; give a whole number of at least 1"),
+    ):
+        with pytest.raises(FijiBridgeError, match=sentence):
+            thunderstorm.localize(references / "flat.tif", camera=CAMERA, **{"processes": 2} | options)
+
+
 # Post-processing. Twice, since the plugin's own macros do nothing the second time.
 
 
@@ -121,6 +274,21 @@ def test_the_curve_of_a_drift_and_its_file_are_the_plugins(references, flat, ste
     assert_same(thunderstorm.postprocess(flat, loaded, camera=CAMERA), references / f"flat_{step}.csv")
 
 
+def test_correlation_images_are_the_plugins(references, flat):
+    curve = thunderstorm.drift(flat, made.CORRELATE, camera=CAMERA)
+    images = curve.attrs["correlations"]
+    np.testing.assert_array_equal(images, tifffile.imread(references / "correlations.tif"))
+    assert images.dims == ("bin", "y", "x") and images.attrs["pixel_size_nm"] == 50
+    np.testing.assert_array_equal(images["bin"], curve.attrs["points"]["frame"][1:])
+    # The coordinates say which drift a maximum means; the plugin's own is found with subpixel precision.
+    for image, x in zip(images, curve.attrs["points"]["x [nm]"][1:], strict=True):
+        best = image.where(image == image.max(), drop=True)
+        assert abs(float(best["x"][0]) - x) < 100
+    without = thunderstorm.drift(flat, made.CORRELATE.replace("tions=true", "tions=false"), camera=CAMERA)
+    assert "correlations" not in without.attrs
+    pd.testing.assert_frame_equal(without, curve)
+
+
 def test_drift_that_cannot_be_found_is_told(flat, tmp_path):
     for options, sentence in (
         ("action=drift method=[Fiducial markers] distancethr=1 ontimeratio=0.9", "No fiducial markers found"),
@@ -129,10 +297,39 @@ def test_drift_that_cannot_be_found_is_told(flat, tmp_path):
     ):
         with pytest.raises(FijiBridgeError, match=sentence):
             thunderstorm.drift(flat, options, camera=CAMERA)
+    for steps in (20, 1000):
+        with pytest.raises(
+            FijiBridgeError, match=f"steps={steps} divides 110 molecules in 24 frames into bins"
+        ):
+            thunderstorm.drift(flat, f"action=drift steps={steps}", camera=CAMERA)
+    (tmp_path / "none.json").write_text("no drift")
+    with pytest.raises(FijiBridgeError, match=r"none\.json is no drift that ThunderSTORM saved"):
+        thunderstorm.drift(
+            flat, f"action=drift method=[Load from file] path={tmp_path}/none.json", camera=CAMERA
+        )
     with pytest.raises(FijiBridgeError, match="pixel size is unknown"):
         thunderstorm.postprocess(flat, "action=drift")
     with pytest.raises(FijiBridgeError, match="lacks the column z"):
         thunderstorm.postprocess(flat, "action=density dimensions=3D")
+
+
+@pytest.mark.parametrize("action", ["merge", "duplicates", "density", "drift"])
+def test_positions_that_are_none_are_named(flat, action):
+    lost = flat.assign(**{"x [nm]": flat["x [nm]"].where(flat["id"] != 4)})
+    with pytest.raises(
+        FijiBridgeError, match=rf"action={action} has no finite x \[nm\] in row 4 and 0 others"
+    ):
+        thunderstorm.postprocess(lost, f"action={action}", camera=CAMERA)
+    kept = thunderstorm.postprocess(lost, "action=filter formula=[x > 0]")
+    assert len(kept) == len(flat) - 1
+
+
+def test_columns_that_the_plugin_does_not_know_are_merged_without_a_trace(references, flat, capfd):
+    more = flat.assign(**{"colour": 100.0 + flat["frame"], "area [nm^2]": 2.0})
+    merged = thunderstorm.postprocess(more, made.STEPS["merge"])
+    assert_same(merged.drop(columns=["colour", "area [nm^2]"]), references / "flat_merge.csv")
+    np.testing.assert_array_equal(merged["colour"], 100 + merged["frame"])  # that of the first
+    assert "java" not in "".join(capfd.readouterr())
 
 
 # Images.
@@ -264,6 +461,19 @@ def test_colocalization_adds_the_plugins_columns(references, flat):
     assert list(other.columns[-8:]) == list(found.columns[-8:])
 
 
+def test_channels_are_those_that_the_options_name(references, flat):
+    truth = pd.read_csv(references / "flat_truth.csv")
+    options = "radiusstep=60 stepcount=6 addnndist=true"
+    first, second = thunderstorm.colocalize(flat, truth, options)
+    swapped = f"{options} channel1=[Ground-truth table] channel2=[Results table]"
+    for found, expected in zip(thunderstorm.colocalize(flat, truth, swapped), (second, first), strict=True):
+        pd.testing.assert_frame_equal(found, expected)
+    alone, _ = thunderstorm.colocalize(flat, flat, options)
+    named, _ = thunderstorm.colocalize(flat, truth, f"{options} channel2=[Results table]")
+    pd.testing.assert_frame_equal(named, alone)
+    assert alone["nn_dist [nm]"].min() > 0  # a molecule is no neighbour of itself
+
+
 @pytest.mark.parametrize(
     ("name", "defocus"), [("lens_polynomial", "ThunderSTORM"), ("lens_huang", "Huang '08")]
 )
@@ -281,6 +491,36 @@ def test_a_calibration_is_the_plugins_own_file(references, plugin, name, defocus
     assert numbers["angle"] == angle
     free = thunderstorm.calibrate(beads, options, camera=CAMERA)
     assert free["angle"] == pytest.approx(angle, abs=0.01)  # the plugin draws it at random
+
+
+def test_a_calibration_looks_only_into_its_region(references, plugin, tmp_path):
+    wanted = (references / "lens_region.yaml").read_text()
+    angle = float(wanted.split("angle: ")[1].split(",")[0])
+    options = made.CALIBRATE.format(folder=tmp_path, name="lens", defocus="ThunderSTORM")
+    thunderstorm.calibrate(
+        references / "beads.tif", options, camera=CAMERA, angle_rad=angle, roi=(3, 4, 19, 18)
+    )
+    written = (tmp_path / "lens.yaml").read_text()
+    found, expected = (list(map(float, re.findall(NUMBER, text))) for text in (written, wanted))
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("text", ["hello: 3", "!!x.PolynomialCalibration\na1: x", "\0\1"])
+def test_a_file_that_is_no_calibration_is_refused(references, plugin, tmp_path, text):
+    path = tmp_path / "lens.yaml"
+    path.write_text(text)
+    for call in (
+        lambda: thunderstorm.localize(
+            references / "spatial.tif",
+            camera=CAMERA,
+            options=options_of_analysis("", "").replace("/lens_polynomial.yaml", str(path)),
+        ),
+        lambda: thunderstorm.generate(
+            f"psf=[Eliptical Gaussian (3D astigmatism)] calibration={path} frames=1", camera=CAMERA, seed=0
+        ),
+    ):
+        with pytest.raises(FijiBridgeError, match=r"lens\.yaml is not a calibration of a cylindrical lens"):
+            call()
 
 
 def test_a_calibration_without_beads_is_refused_in_one_sentence(plugin):
@@ -345,6 +585,39 @@ def test_an_id_in_a_file_makes_no_column_without_a_name(references, plugin, name
     assert set(thunderstorm.import_table(options).columns) == set(short.columns)
 
 
+@pytest.mark.parametrize("name", [*made.PROTOCOLS, "steps"])
+def test_the_protocol_is_the_plugins_own_file_and_is_read_back(references, plugin, name, tmp_path):
+    theirs = (references / f"{name}-protocol.txt").read_text()
+    theirs = re.sub(r"/\S*(?=/lens_polynomial.yaml)", str(references), theirs)  # where it was then
+    (tmp_path / "theirs.txt").write_text(theirs)
+    protocol = thunderstorm.Protocol.read(tmp_path / "theirs.txt")
+    assert protocol.write(tmp_path / "ours.txt").read_text() == theirs
+    assert thunderstorm.Protocol.read(tmp_path / "ours.txt") == protocol
+    if name == "steps":
+        assert protocol.camera.em_gain == 12 and protocol.roi == (5, 8, 20, 17)
+        folder = protocol.steps[0].path.rpartition("/")[0]
+        assert list(protocol.steps) == [ts.PostProcessing.parse(step) for step in made.protocol_steps(folder)]
+    else:
+        options = made.complete(made.PROTOCOLS[name].format(folder=references))
+        assert protocol.analysis == ts.AnalysisSettings.parse(options)
+        assert protocol.camera == CAMERA and protocol.image == "first.tif"
+
+
+def test_a_protocol_goes_with_an_exported_table(references, flat, tmp_path):
+    protocol = thunderstorm.Protocol("a.tif", CAMERA, ts.AnalysisSettings.parse(made.FLAT))
+    thunderstorm.export_table(flat, tmp_path / "a.b.csv", protocol=protocol)
+    assert thunderstorm.Protocol.read(tmp_path / "a.b-protocol.txt") == protocol
+    none = f"filepath={tmp_path}/c.json fileformat=JSON saveprotocol=false"
+    thunderstorm.export_table(flat, none, protocol=protocol)
+    assert not (tmp_path / "c-protocol.txt").exists()
+    for text in ("", "ThunderSTORM (1.3)\n{", "ThunderSTORM (1.3)\n{} {} {} {} {} []", "no"):
+        (tmp_path / "bad.txt").write_text(text)
+        with pytest.raises(FijiBridgeError, match=r"bad\.txt is not a measurement protocol"):
+            thunderstorm.Protocol.read(tmp_path / "bad.txt")
+    with pytest.raises(FijiBridgeError, match=r"Cannot read the protocol .*gone\.txt"):
+        thunderstorm.Protocol.read(tmp_path / "gone.txt")
+
+
 # Known traps.
 
 
@@ -382,6 +655,33 @@ def test_a_frame_that_the_plugin_cannot_analyse_is_named_and_left_out(references
 def test_a_number_of_threads_that_cannot_be_is_refused(references):
     with pytest.raises(FijiBridgeError, match="threads is -1"):
         thunderstorm.localize(references / "flat.tif", camera=CAMERA, threads=-1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "renderer=[Scatter plot] magnification=0.001",
+        "renderer=[Scatter plot] magnification=1.0 imwidth=0.1 imheight=0.1",
+    ],
+)
+def test_an_image_of_less_than_a_pixel_is_refused(flat, options):
+    with pytest.raises(FijiBridgeError, match="is less than one pixel of an image with magnification="):
+        thunderstorm.render(flat, options, camera=CAMERA)
+
+
+def test_a_wavelet_that_would_take_for_ever_is_refused():
+    """The plugin's splines take twice as long for each order, where nothing can stop them."""
+    with pytest.raises(FijiBridgeError, match=r"order= must be a whole number from 1 to 20, not 50"):
+        ts.AnalysisSettings.parse("order=50")
+
+
+def test_a_camera_may_be_given_as_its_setup(references, flat):
+    found = thunderstorm.localize(references / "flat.tif", camera=made.CAMERA, options=made.FLAT)
+    assert_same(found, references / "flat.csv", 1e-6)
+    merged = thunderstorm.postprocess(flat, made.STEPS["merge"], camera=made.CAMERA)
+    assert_same(merged, references / "flat_merge.csv")
+    image = thunderstorm.render(flat, "renderer=[Scatter plot] magnification=1", camera=made.CAMERA)
+    assert image.attrs["pixel_size_nm"] == 100
 
 
 def test_a_simulation_without_molecules_has_an_empty_table_of_truth(plugin):
@@ -463,6 +763,23 @@ def test_a_macro_of_the_plugins_commands_runs_on_a_display_of_its_own(
     ):
         run_macro(code, timeout_s=120)
     assert (tmp_path / "flat.csv").read_text() == (references / "flat.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('waitForUser("A stop", "look here");', "waits in the dialog 'A stop', which says: look here"),
+        (
+            'Dialog.createNonBlocking("Size"); Dialog.addNumber("radius", 3); Dialog.show();',
+            "waits in the dialog 'Size', which says: radius 3",
+        ),
+        ('run("Quit");', "it quits ImageJ, perhaps before its work is done"),
+    ],
+)
+def test_a_macro_that_waits_for_somebody_or_quits_is_told(plugin, display, monkeypatch, line, sentence):
+    monkeypatch.setenv("DISPLAY", display)
+    with pytest.raises(FijiBridgeError, match=sentence):
+        run_macro(line, timeout_s=120)
 
 
 def test_a_macro_has_a_time_limit(plugin, display, monkeypatch):

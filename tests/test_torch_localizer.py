@@ -20,11 +20,11 @@ from fiji_bridge import torch_localizer
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.evaluation import evaluate
+from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
 from fiji_bridge.stack import open_stack
 from fiji_bridge.torch_localizer import localize
-from fiji_bridge.torch_localizer.calibration import read_calibration
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
 from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.filters import (
@@ -861,6 +861,14 @@ def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
         alone, _, _ = minimize_one_by_one(psf, method, start, noisy, weights)
         together, _, _ = minimize_together(psf, method, start, noisy, weights)
         torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+def test_a_calibration_is_read_in_braces_as_version_1_3_writes_it(tmp_path: Path) -> None:
+    lines = calibration(tmp_path, "PolynomialCalibration")
+    head, *entries = lines.read_text().splitlines()
+    braces = tmp_path / "braces.yaml"
+    braces.write_text(f"{head} {{{', '.join(entries[:6])},\n  {', '.join(entries[6:])}}}\n")
+    np.testing.assert_array_equal(read_calibration(str(braces)), read_calibration(str(lines)))
 
 
 def test_wrong_calibrations_are_refused(tmp_path: Path) -> None:

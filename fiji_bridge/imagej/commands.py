@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from fiji_bridge.camera import Camera
@@ -50,7 +51,8 @@ class Parameter:
     choices
         Of a ``choice``.
     cli
-        The option of the command line that says the same; None when there is none.
+        The option of the command line that says the same, empty for a word without one; None when there is
+        none.
     """
 
     label: str
@@ -136,6 +138,9 @@ class Command:
         Values for the example of its page; the rest stay at their defaults.
     python
         The Python line that does the same as the example.
+    image_for
+        Values of the first parameter with which the current image is worked on when `input` is empty; None
+        when it always is. With them, `act` opens the input itself.
     """
 
     name: str
@@ -147,6 +152,12 @@ class Command:
     act: Callable[[Mapping[str, Any], "xr.DataArray", str, Progress], Result]
     example: Mapping[str, Value]
     python: str
+    image_for: tuple[str, ...] | None = None
+
+    def takes_image(self, values: Mapping[str, Value]) -> bool:
+        """Tell whether the current image is worked on."""
+        wanted = self.image_for is None or values[self.parameters[0].key] in self.image_for
+        return wanted and not values["input"]
 
     def values(self, options: str | Mapping[str, Any]) -> dict[str, Value]:
         """Read an option string, or values by key; what is left out has its default.
@@ -208,11 +219,11 @@ class Command:
             If there is neither an image nor an input, or whatever the command itself finds wrong.
         """
         values = self.values(options)
-        if source := values["input"]:
+        if self.image_for is None and (source := values["input"]):
             image, title = open_stack(Path(str(source))), Path(str(source)).name
-        if image is None:
+        if image is None and self.takes_image(values):
             raise FijiBridgeError(f"{self.name!r} needs an image: open one, or give input=[path of a stack].")
-        return self.act(values, image, title, progress or silent)
+        return self.act(values, image, title, progress or silent)  # type: ignore[arg-type]
 
 
 def find(name: str) -> Command | None:
@@ -353,6 +364,68 @@ def _compare(values: Mapping[str, Any], image: "xr.DataArray", title: str, progr
     )
 
 
+def _thunderstorm(
+    values: Mapping[str, Any], image: "xr.DataArray | None", title: str, progress: Progress
+) -> Result:
+    import pandas as pd
+
+    from fiji_bridge.thunderstorm import commands as plugin
+
+    command = plugin.find(values["verb"])
+    source: Path | xr.DataArray | None = None
+    if values["input"]:
+        source, title = Path(values["input"]), Path(values["input"]).name
+    elif image is not None and "STACK" in command.takes:
+        source = _as_movie(image)[0]
+    with TemporaryDirectory(prefix="thunderstorm-") as folder:
+        kinds = dict(zip(("output", "other"), command.gives, strict=False))
+        if "YAML" in command.gives:
+            _required(values, "output", "path of the .yaml file to write")
+        paths = {key: _path(values, key) for key in ("output", "other")}
+        for key, kind in kinds.items():
+            if paths[key] is None and kind in SHOWN:
+                paths[key] = Path(folder) / f"{key}{SHOWN[kind]}"
+        request = plugin.Request(
+            input=source,
+            second=Path(values["second"]) if values["second"] else None,
+            options=values["options"],
+            camera=_camera(values),
+            out=paths["output"],
+            second_out=paths["other"],
+            seed=int(values["seed"]),
+            roi=values["roi"] or None,
+            progress=progress,
+        )
+        said, found = plugin.run(command, request)
+        if kinds and not values["output"]:  # the text would name files that go
+            count = f", {found['molecules']:,} molecules" if "molecules" in found else ""
+            said = " ".join((f"ThunderSTORM's {command.verb}{count}.", *found.get("warnings", ())))
+        images: dict[str, xr.DataArray] = {}
+        tables: dict[str, pd.DataFrame] = {}
+        for key, kind in kinds.items():
+            path, name = paths[key], f"{command.verb} {title if key == 'output' else '(2)'}".strip()
+            if path is None:
+                continue
+            if "TIF" in kind:
+                images[name] = open_stack(path).compute()
+            elif kind == "CURVE":
+                tables[name] = pd.read_csv(path)
+            elif kind != "YAML":
+                tables[name] = request.read_table(path)
+    if not tables and not images:
+        tables = {f"{command.verb} {title}": pd.DataFrame([found])}
+    return Result(said, images=images, tables=tables)
+
+
+SHOWN = {"CSV": ".csv", "TABLE": ".csv", "CURVE": ".csv", "TIF": ".tif"}
+"""What is shown where no output is named, and the file that it goes through."""
+
+VERBS = (
+    *("localize", "filter", "render", "postprocess", "drift", "convert", "generate", "evaluate", "calibrate"),
+    "colocalize",
+)
+"""The verbs of `fiji_bridge.thunderstorm.commands`, but `macro`, which ImageJ runs itself."""
+
 _CAMERA_SETUP = "offset=414.0 photons2adu=3.6 isemgain=false pixelsize=160.0"
 
 INPUT = Parameter(
@@ -361,6 +434,7 @@ INPUT = Parameter(
     "",
     "A stack on disk: TIFF, OME-TIFF, Zarr, or a folder of images in natural order. Leave it empty to work on"
     " the image in front.",
+    cli="",
 )
 CAMERA = Parameter(
     "Camera (empty: estimated)",
@@ -545,4 +619,69 @@ LOCALIZE = Command(
     ")",
 )
 
-COMMANDS = (DENOISE, TRAIN, COMPARE, LOCALIZE)
+THUNDERSTORM = Command(
+    "ThunderSTORM headless",
+    "ThunderSTORM headless...",
+    "thunderstorm",
+    "Runs any command of the ThunderSTORM plugin by the plugin's own classes, without its windows: analysis,"
+    " post-processing, drift, rendering, simulation, evaluation, calibration, colocalization, file formats.",
+    "Tables and images as the plugin makes them, shown and, where outputs are named, written. What each verb"
+    " takes and gives is in ThunderSTORM.md.",
+    (
+        Parameter("Verb", "choice", VERBS[0], "What to do.", VERBS, cli=""),
+        Parameter(
+            "Input (empty: the current image)",
+            "open",
+            "",
+            "A stack or a table, as the verb needs. Left empty, localize, filter and calibrate work on the"
+            " image in front.",
+            cli="",
+        ),
+        Parameter("Second table", "open", "", "Ground truth, or the other channel.", cli="--second"),
+        Parameter(
+            "Options of ThunderSTORM",
+            "text",
+            "",
+            "What ImageJ's recorder writes for the plugin's command, such as action=merge dist=20.0.",
+            cli="--options",
+        ),
+        Parameter(
+            "Camera setup",
+            "text",
+            "",
+            "ThunderSTORM's Camera setup, such as offset=414.0 photons2adu=3.6 isemgain=false"
+            " pixelsize=160.0.",
+            cli="--camera",
+        ),
+        Parameter(
+            "Roi (empty: all)",
+            "text",
+            "",
+            "Region of interest of localize and calibrate: x,y,width,height in pixels, or a .roi file.",
+            cli="--roi",
+        ),
+        Parameter("Output (empty: only show it)", "save", "", "A file; its suffix chooses.", cli="--out"),
+        Parameter(
+            "Other output",
+            "save",
+            "",
+            "The truth of generate, the second table of colocalize, the correlations of drift.",
+            cli="--second-out",
+        ),
+        Parameter("Seed of random numbers", "number", 0.0, "For generate and render.", cli="--seed"),
+    ),
+    _thunderstorm,
+    {
+        "verb": "postprocess",
+        "input": "/data/molecules.csv",
+        "options": "action=merge dist=20.0 offframes=1",
+        "output": "/data/merged.csv",
+    },
+    "from fiji_bridge import thunderstorm\n\n"
+    'table = thunderstorm.import_table("/data/molecules.csv")\n'
+    'table = thunderstorm.postprocess(table, "action=merge dist=20.0 offframes=1")\n'
+    'thunderstorm.export_table(table, "/data/merged.csv")',
+    image_for=("localize", "filter", "calibrate"),
+)
+
+COMMANDS = (DENOISE, TRAIN, COMPARE, LOCALIZE, THUNDERSTORM)

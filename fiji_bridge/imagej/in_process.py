@@ -136,7 +136,7 @@ class Bridge:
             As the command does, or if another command works on the image.
         """
         values = command.values(options)
-        image = None if values["input"] else image
+        image = image if command.takes_image(values) else None
         with self._locked(image):
             array = None if image is None else self.ij.to_python(image)
             title = "" if image is None else str(image.getTitle())

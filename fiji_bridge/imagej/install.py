@@ -100,13 +100,14 @@ def plugins_config() -> str:
 
 def dialog_macro(command: Command, python: str) -> str:
     """Write the first part of a command's macro: its options or its dialog, made a request."""
-    title = command.menu.removesuffix("...")
+    title, first = command.menu.removesuffix("..."), command.parameters[0]
     shown = "".join(f"    {_field(command, p)}\n" for p in command.parameters)
     read = "".join(
         f"    value = {_entered(p)};\n"
         f'    call("ij.Prefs.set", {literal(_remembered(command, p))}, value + " ");\n'
         f'    request = request + ":{p.key}=" + value + "\\n";\n'
         + ("    input = value;\n" if p.key == "input" else "")
+        + ("    first = value;\n" if p == command.parameters[0] else "")
         for p in command.parameters
     )
     return f"""// {command.menu} Written by fiji-bridge {__version__}.
@@ -120,18 +121,27 @@ if (options != "null" || window == "null") {{
     if (options == "null") options = "";
     request = request + "options=" + options + "\\n";
     input = call("ij.Macro.getValue", options, "input", "");
+    first = call("ij.Macro.getValue", options, {literal(first.key)}, {literal(str(first.default))});
 }} else {{
     Dialog.create({literal(title)});
 {shown}    Dialog.addHelp({literal(help_html(command))});
     Dialog.show();
 {read}}}
-
+{_handed_over(command)}
 function lastOf(key, first) {{
     value = call("ij.Prefs.get", key, first + " ");
     return substring(value, 0, lengthOf(value) - 1);
 }}
 
 """
+
+
+def _handed_over(command: Command) -> str:
+    """Write what keeps the current image where it is when the first parameter says that it is not used."""
+    if command.image_for is None:
+        return ""
+    users = " ".join(("", *command.image_for, ""))
+    return f'if (indexOf({literal(users)}, " " + first + " ") < 0) input = "none";\n'
 
 
 def literal(text: str) -> str:

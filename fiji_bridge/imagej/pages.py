@@ -5,11 +5,10 @@
 
 import shlex
 import sys
-from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from fiji_bridge.imagej.commands import COMMANDS, Command, Parameter, Value
+from fiji_bridge.imagej.commands import COMMANDS, Command, Parameter
 
 
 def page_name(command: Command) -> str:
@@ -66,11 +65,11 @@ def macro_line(command: Command) -> str:
 def command_line(command: Command) -> str:
     """Give the example for a shell."""
     by_key = {parameter.key: parameter for parameter in command.parameters}
-    told: Mapping[str, Value] = command.example
-    words = ["fiji-bridge", command.cli, str(told["input"])]
-    for key, value in told.items():
-        if option := by_key[key].cli:
-            words += [option, f"{value:.15g}" if isinstance(value, float) else value]
+    words = ["fiji-bridge", command.cli]
+    for key, value in command.example.items():
+        option = by_key[key].cli
+        if option is not None:
+            words += [*([option] if option else []), f"{value:.15g}" if isinstance(value, float) else value]
     return shlex.join(words)
 
 

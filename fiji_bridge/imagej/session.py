@@ -519,22 +519,24 @@ def _start_embedded(wanted: _Wanted, java: Java | None) -> ImageJ:
     _forget_pyimagej()
     if wanted.jar:
         scyjava.config.add_classpath(str(wanted.jar))
-    try:
-        with _fetching():
+    with _fetching():
+        try:
             scyjava.start_jvm()
-    except Exception as error:
-        raise _not_started(java, error) from error
-    _settle()
-    from jpype import JClass
+        except Exception as error:
+            raise _not_started(java, error) from error
+        _settle()
+        from jpype import JClass
 
-    # Before any class of ImageJ is touched.
-    JClass("net.imagej.patcher.LegacyInjector").preinit()
+        # Before any class of ImageJ is touched. It opens the jars anew, and so while no other process that
+        # starts puts them in place again.
+        JClass("net.imagej.patcher.LegacyInjector").preinit()
     if wanted.mode == "headless":
         JClass("ij.IJ").runPlugIn("ij.IJ.init", "")
     else:
         Window = JClass("ij.ImageJ")
         window = Window() if wanted.mode == "gui" else Window(Window.NO_SHOW)
         window.exitWhenQuitting(False)  # closing it must not end Python
+    _load_classes(_jars(plugins / "plugins"))  # the patched ImageJ lists plugins, but has not their classes
     return _running(wanted, plugins, None)
 
 
@@ -652,10 +654,20 @@ def macro_options(options: str) -> Iterator[None]:
 
 def load_plugin(jar: Path) -> Any:
     """Load a plugin's jar beside those that ImageJ has, and give the class loader for its classes."""
+    return _load_classes([jar])
+
+
+def _jars(folder: Path) -> list[Path]:
+    """Give what ImageJ takes classes from: the folder itself and the jars in it and below."""
+    return [folder, *sorted(folder.rglob("*.jar"))] if folder.is_dir() else []
+
+
+def _load_classes(places: list[Path]) -> Any:
     from jpype import JArray, JClass
 
     IJ, URL = JClass("ij.IJ"), JClass("java.net.URL")
-    loader = JClass("java.net.URLClassLoader")(JArray(URL)([URL(jar.as_uri())]), IJ.getClassLoader())
+    urls = [URL(place.as_uri() + ("/" if place.is_dir() else "")) for place in places]
+    loader = JClass("java.net.URLClassLoader")(JArray(URL)(urls), IJ.getClassLoader())
     # The patcher's field: ImageJ's own methods only set it while an ImageJ2 stands behind.
     field = IJ.class_.getDeclaredField("_classLoader")
     field.setAccessible(True)

@@ -7,9 +7,11 @@ from fiji_bridge.thunderstorm.files import export_table, import_table
 from fiji_bridge.thunderstorm.generator import generate
 from fiji_bridge.thunderstorm.jar import find_jar
 from fiji_bridge.thunderstorm.postprocessing import drift, postprocess
+from fiji_bridge.thunderstorm.protocol import Protocol
 from fiji_bridge.thunderstorm.rendering import render
 
 __all__ = [
+    "Protocol",
     "calibrate",
     "colocalize",
     "drift",

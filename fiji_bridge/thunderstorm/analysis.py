@@ -5,16 +5,19 @@ and called here in the order in which the command does, so the molecules are the
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS, REQUIRED
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.thunderstorm.jar import (
@@ -27,8 +30,10 @@ from fiji_bridge.thunderstorm.jar import (
     reason,
     require_pixel_size,
     set_camera,
+    whole_number,
     worker_threads,
 )
+from fiji_bridge.thunderstorm.regions import Region, bounds, checked, java_roi
 from fiji_bridge.thunderstorm.settings import (
     AnalysisSettings,
     EllipticalGaussian,
@@ -49,16 +54,44 @@ COMPARES_WITH_THRESHOLD_ONLY = (LocalMaximum, NonMaximumSuppression)
 BLOCK_PIXELS = 16 << 20
 """Pixels of a stack that are held at a time."""
 
+SHARES = 8
+"""Blocks that each of several processes gets, where the stack is small: the last ones end together."""
+
+Block = list[tuple[int, np.ndarray, np.ndarray | None]]
+"""Frames with their numbers, from 1, and their versions to fit."""
+
+
+class Found(NamedTuple):
+    """What there is in a frame: columns by label, or why the plugin could not analyse it."""
+
+    columns: dict[str, np.ndarray]
+    failed: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an analysis is set up with, here or in another process."""
+
+    camera: Camera
+    settings: AnalysisSettings
+    shape: tuple[int, int]
+    region: tuple[int, ...] | Path | np.ndarray | None
+    strength: bool
+    threads: int
+    jar: str | os.PathLike[str] | None
+
 
 def localize(
     stack: Any,
     *,
-    camera: Camera,
+    camera: Camera | str,
     options: str | AnalysisSettings = "",
     fit_stack: Any = None,
+    roi: Region | None = None,
     strength: bool = False,
     jar: str | os.PathLike[str] | None = None,
     threads: int | None = None,
+    processes: int = 1,
     progress: Progress | None = None,
     stopped: Callable[["pd.DataFrame"], None] | None = None,
 ) -> "pd.DataFrame":
@@ -76,6 +109,11 @@ def localize(
         a renderer is not used.
     fit_stack
         Frames of the same shape [ADU]: molecules are then detected in `stack` and fitted in these.
+    roi
+        Region of interest: ``(x, y, width, height)`` or ``"x,y,width,height"`` [pixels], a boolean mask
+        (y, x), or the path of an ImageJ ``.roi`` file. As in the plugin, the frames are cropped to the
+        rectangle around it, filters and thresholds look at all of that, candidates outside are dropped, and
+        positions count from the rectangle's corner, which is in ``attrs["roi"]``.
     strength
         Add the column ``strength``: the filtered image at the candidate pixel over that frame's threshold, so
         that the molecules found at k times the threshold are the rows with strength ≥ k.
@@ -83,6 +121,9 @@ def localize(
         ThunderSTORM's jar; found by `find_jar` when left out.
     threads
         Frames worked on at a time; the number of processors when left out.
+    processes
+        Processes that share out the frames, and the threads, each with a Java of its own; 1 is this one. It
+        changes nothing in the table.
     progress
         Called with the stage, the frames done and their number.
     stopped
@@ -95,42 +136,67 @@ def localize(
         One row a molecule in the plugin's order (by frame, then as detected), with the columns, units and
         values of its table: nm and photons, frames from 1, the first pixel's centre at half a pixel.
         ``attrs["warnings"]`` names frames that the plugin could not analyse, such as black ones, and went on
-        without.
+        without; ``attrs["roi"]`` is x, y, width and height [pixels] of what was analysed.
 
     Raises
     ------
     FijiBridgeError
         If there is no jar or Java, an option or the threshold formula is wrong, the pixel size is unknown,
-        the stacks differ in shape, or `strength` is asked of a setting that has none.
+        the stacks differ in shape, the region is none, a process ends, or `strength` is asked of a setting
+        that has none.
     """
+    camera = require_pixel_size(camera)
     frames = frames_of(stack)
     fit_frames = None if fit_stack is None else frames_of(fit_stack)
     if fit_frames is not None and fit_frames.shape != frames.shape:
         raise FijiBridgeError(
             f"fit_stack has the shape {fit_frames.shape} and the stack {frames.shape}; they must be the same."
         )
-    require_pixel_size(camera)
-    threads = worker_threads(threads)
-    with lock:
-        analysis = Analysis(load(jar), camera, options, threads, strength)
-        done: list[dict[str, np.ndarray]] = []
+    processes = whole_number(processes, "processes")
+    settings = options if isinstance(options, AnalysisSettings) else AnalysisSettings.parse(options)
+    _require_calibration(settings)
+    if strength:
+        _require_strength(settings)
+    total, shape = frames.sizes["t"], (frames.sizes["y"], frames.sizes["x"])
+    job = Job(camera, settings, shape, checked(roi, shape), strength, worker_threads(threads), jar)
+    size = max(1, BLOCK_PIXELS // (shape[0] * shape[1]))
+    if processes > 1:
+        size = min(size, max(1, total // (SHARES * processes)))
+    report, done = progress or silent, list[Found]()
+    with _running(job, processes) as analysis:
         try:
-            for frame in _all_frames(analysis, frames, fit_frames, threads, progress or silent):
-                done.append(frame)  # those before an error stay
-            if len(analysis.failed) == len(done) > 0:
-                raise FijiBridgeError(f"{_failure(analysis)}, nor any other.")
+            for found in analysis.frames(_blocks(frames, fit_frames, size)):
+                done.append(found)  # those before an error stay
+                report("Localizing with ThunderSTORM", len(done), total)
+            if done and all(found.failed for found in done):
+                raise FijiBridgeError(f"{_failure(done)}, nor any other.")
         except BaseException:
             if stopped is not None and done:
-                stopped(_table(done, analysis))
+                stopped(_table(done, job, analysis.bounds))
             raise
-        return _table(done, analysis)
+        return _table(done, job, analysis.bounds)
+
+
+def _running(job: Job, processes: int) -> AbstractContextManager[Any]:
+    """Give what has `bounds` and `frames`: an `Analysis`, or several processes with one each."""
+    if processes == 1:
+        return _here(job)
+    from fiji_bridge.thunderstorm.processes import processes as others
+
+    return others(job, processes)
+
+
+@contextmanager
+def _here(job: Job) -> "Iterator[Analysis]":
+    with lock:
+        yield Analysis(job)
 
 
 def filter_frames(
     stack: Any,
     options: str | ImageFilter,
     *,
-    camera: Camera,
+    camera: Camera | str,
     jar: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -167,13 +233,14 @@ def filter_frames(
     from fiji_bridge.stack import frame_blocks
 
     settings = options if isinstance(options, ImageFilter) else ImageFilter.parse(options)
+    known = Camera.parse(camera) if isinstance(camera, str) else camera
     frames, threads = frames_of(stack), worker_threads(threads)
     filtered, report = np.empty(frames.shape, np.float32), progress or silent
     with lock, ThreadPoolExecutor(threads, thread_name_prefix="ThunderSTORM") as pool:
         made = module(load(jar), "filters.ui.IFilterUI", settings)
 
         def work(image: np.ndarray) -> np.ndarray:
-            out = made.getThreadLocalImplementation().filterImage(processor(image, camera))
+            out = made.getThreadLocalImplementation().filterImage(processor(image, known))
             return np.array(out.getPixels(), np.float32).reshape(image.shape)
 
         for start, block in frame_blocks(frames):
@@ -197,17 +264,23 @@ def frames_of(source: Any) -> "xr.DataArray":
     return frames
 
 
-def processor(image: np.ndarray, camera: Camera) -> Any:
+def processor(image: np.ndarray, camera: Camera, roi: Any = None) -> Any:
     """Give ImageJ the image above the camera's offset, lifted as by the plugin when a pixel is below."""
     from jpype import JArray, JClass, JFloat
 
     if camera.offset_map is not None or camera.gain_map is not None:
         image = plain(camera).to_adu(camera.to_photons(image))
+    if roi is not None:
+        x, y, width, height = bounds(roi)
+        image = image[y : y + height, x : x + width]
     counts = image.astype(np.float32) - np.float32(camera.offset)
     counts -= min(counts.min(), np.float32(0))
-    return JClass("ij.process.FloatProcessor")(
+    made = JClass("ij.process.FloatProcessor")(
         counts.shape[1], counts.shape[0], JArray(JFloat)(counts.ravel())
     )
+    if roi is not None:
+        made.setMask(roi.getMask())
+    return made
 
 
 def load_filters(plugin: Plugin, chosen: ImageFilter) -> Any:
@@ -227,23 +300,18 @@ def load_filters(plugin: Plugin, chosen: ImageFilter) -> Any:
 class Analysis:
     """The plugin's modules, set up for one run and used by several threads at a time."""
 
-    def __init__(
-        self, plugin: Plugin, camera: Camera, options: str | AnalysisSettings, threads: int, strength: bool
-    ) -> None:
+    def __init__(self, job: Job) -> None:
         """Do what the plugin's command does before the first frame."""
-        self.plugin, self.camera, self.strength = plugin, camera, strength
-        self.failed: dict[int, str] = {}  # frames with reasons; the plugin, too, goes on without them
-        settings = options if isinstance(options, AnalysisSettings) else AnalysisSettings.parse(options)
-        self.settings = settings
-        _require_calibration(settings)
-        if strength:
-            _require_strength(settings)
-        set_camera(plugin, camera)
+        self.plugin = plugin = load(job.jar)
+        self._job, settings = job, job.settings
+        self._roi = java_roi(job.region, job.shape)
+        self.bounds = bounds(self._roi)
+        set_camera(plugin, job.camera)
         load_filters(plugin, settings.filter)
         self._estimator = module(plugin, "estimators.ui.IEstimatorUI", settings.estimator)
         # Two of the three detectors keep a frame's threshold in themselves: one a thread.
         self._detectors: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(threads):
+        for _ in range(job.threads):
             self._detectors.put(module(plugin, "detectors.ui.IDetectorUI", settings.detector))
         self._thresholder = plugin["thresholding.Thresholder"]
         detector = self._detectors.get()
@@ -253,35 +321,53 @@ class Analysis:
 
     @property
     def _threshold(self) -> str:
-        return self.settings.detector.as_options()["threshold"]
+        return self._job.settings.detector.as_options()["threshold"]
 
-    def frame(self, number: int, image: np.ndarray, fit_image: np.ndarray | None) -> dict[str, np.ndarray]:
-        """Find the molecules of frame `number` (from 1), given as (y, x) [ADU]: its columns by label."""
+    def frames(self, blocks: Iterable[Block]) -> Iterator[Found]:
+        """Find the molecules of all frames, in their order."""
+        from jpype import JClass
+
+        IJ, pool = JClass("ij.IJ"), ThreadPoolExecutor(self._job.threads, thread_name_prefix="ThunderSTORM")
+        try:
+            for block in blocks:
+                for future in [pool.submit(self._found, *frame) for frame in block]:
+                    yield future.result()
+        except BaseException:
+            # The plugin looks at ImageJ's Escape key between two molecules; a frame can take seconds.
+            IJ.setKeyDown(JClass("java.awt.event.KeyEvent").VK_ESCAPE)
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+            IJ.resetEscape()
+
+    def _found(self, number: int, image: np.ndarray, fit_image: np.ndarray | None) -> Found:
+        """Find the molecules of frame `number` (from 1), given as (y, x) [ADU]."""
         from jpype import JException
 
         detector = self._detectors.get()
         try:
-            return self._frame(number, detector.getThreadLocalImplementation(), image, fit_image)
+            return Found(self._frame(number, detector.getThreadLocalImplementation(), image, fit_image))
         except JException as error:
             if "Formula" in error.getClass().getName():
                 raise FijiBridgeError(
                     f"The option threshold={self._threshold} has no value in frame {number}: {reason(error)}"
                 ) from error
-            self.failed[number] = reason(error)
-            return {}
+            return Found({}, reason(error))  # the plugin, too, goes on without it
         finally:
             self._detectors.put(detector)
 
     def _frame(
         self, number: int, detector: Any, image: np.ndarray, fit_image: np.ndarray | None
     ) -> dict[str, np.ndarray]:
-        detected = processor(image, self.camera)
-        fitted = detected if fit_image is None else processor(fit_image, self.camera)
+        camera = self._job.camera
+        detected = processor(image, camera, self._roi)
+        fitted = detected if fit_image is None else processor(fit_image, camera, self._roi)
         estimator = self._estimator.getThreadLocalImplementation()
         self._thresholder.setCurrentImage(detected)
         filtered = self._thresholder.getActiveFilter().filterImage(detected)
         candidates = detector.detectMoleculeCandidates(filtered)
-        if not self.strength:
+        candidates = self.plugin["util.Point"].applyRoiMask(self._roi, candidates)
+        if not self._job.strength:
             columns = self._columns(estimator.estimateParameters(fitted, candidates))
         else:
             threshold = float(detector.getThresholdValue())
@@ -326,6 +412,7 @@ def _require_calibration(settings: AnalysisSettings) -> None:
                 f"The option calibrationpath={path} names no file; the estimator for astigmatism needs the "
                 "calibration of a cylindrical lens."
             )
+        read_calibration(path)  # what is none, the plugin would not explain
 
 
 def _require_strength(settings: AnalysisSettings) -> None:
@@ -340,41 +427,10 @@ def _require_strength(settings: AnalysisSettings) -> None:
         )
 
 
-def _all_frames(
-    analysis: Analysis,
-    frames: "xr.DataArray",
-    fit_frames: "xr.DataArray | None",
-    threads: int,
-    progress: Progress,
-) -> Iterator[dict[str, np.ndarray]]:
-    from jpype import JClass
-
-    IJ, total = JClass("ij.IJ"), frames.sizes["t"]
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ThunderSTORM")
-    try:
-        done = 0
-        for block in _blocks(frames, fit_frames):
-            running = [pool.submit(analysis.frame, *frame) for frame in block]
-            for future in running:
-                yield future.result()
-                done += 1
-                progress("Localizing with ThunderSTORM", done, total)
-    except BaseException:
-        # The plugin looks at ImageJ's Escape key between two molecules; a frame can take seconds.
-        IJ.setKeyDown(JClass("java.awt.event.KeyEvent").VK_ESCAPE)
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-        IJ.resetEscape()
-
-
-def _blocks(
-    frames: "xr.DataArray", fit_frames: "xr.DataArray | None"
-) -> Iterator[list[tuple[int, np.ndarray, np.ndarray | None]]]:
+def _blocks(frames: "xr.DataArray", fit_frames: "xr.DataArray | None", size: int) -> Iterator[Block]:
     """Give the frames of both stacks, numbered from 1, a block at a time."""
     from fiji_bridge.stack import frame_blocks
 
-    size = max(1, BLOCK_PIXELS // (frames.sizes["y"] * frames.sizes["x"]))
     fits = frame_blocks(fit_frames, size) if fit_frames is not None else None
     for start, block in frame_blocks(frames, size):
         fit_block = next(fits)[1] if fits else [None] * len(block)
@@ -383,27 +439,29 @@ def _blocks(
         ]
 
 
-def _failure(analysis: Analysis) -> str:
-    number, why = min(analysis.failed.items())
+def _failure(done: list[Found]) -> str:
+    number, why = next((i, found.failed) for i, found in enumerate(done, 1) if found.failed)
     return f"ThunderSTORM cannot analyse frame {number} ({why.rstrip('.')})"
 
 
-def _table(frames: list[dict[str, np.ndarray]], analysis: Analysis) -> "pd.DataFrame":
+def _table(done: list[Found], job: Job, analysed: tuple[int, ...]) -> "pd.DataFrame":
     import pandas as pd
 
-    found = [frame for frame in frames if frame]
-    if found:
-        table = pd.DataFrame({label: np.concatenate([frame[label] for frame in found]) for label in found[0]})
+    full = [found.columns for found in done if found.columns]
+    if full:
+        table = pd.DataFrame(
+            {label: np.concatenate([columns[label] for columns in full]) for label in full[0]}
+        )
     else:
-        fitted = isinstance(analysis.settings.estimator, GaussianFit)
-        labels = [*(COLUMNS[1:] if fitted else REQUIRED), *(["strength"] if analysis.strength else [])]
+        fitted = isinstance(job.settings.estimator, GaussianFit)
+        labels = [*(COLUMNS[1:] if fitted else REQUIRED), *(["strength"] if job.strength else [])]
         table = pd.DataFrame({label: np.empty(0, int if label == "frame" else float) for label in labels})
     table.insert(0, "id", np.arange(1, len(table) + 1))
-    table.attrs["frames"] = len(frames)
-    table.attrs["warnings"] = ()
-    if analysis.failed:
+    failed = sum(bool(found.failed) for found in done)
+    table.attrs = {"frames": len(done), "roi": analysed, "warnings": ()}
+    if failed:
         table.attrs["warnings"] = (
-            f"{_failure(analysis)}; {len(analysis.failed)} of {len(frames)} frames failed and have no"
-            " molecules, as in the plugin.",
+            f"{_failure(done)}; {failed} of {len(done)} frames failed and have no molecules, as in the"
+            " plugin.",
         )
     return table

@@ -9,6 +9,7 @@ from fiji_bridge.files import replacing
 from fiji_bridge.imagej import session
 from fiji_bridge.thunderstorm.analysis import frames_of, load_filters
 from fiji_bridge.thunderstorm.jar import java_errors, load, lock, module, set_camera
+from fiji_bridge.thunderstorm.regions import Region, checked, java_roi
 from fiji_bridge.thunderstorm.settings import Calibration, Defocus
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ def calibrate(
     stack: Any,
     options: str | Calibration,
     *,
-    camera: "Camera",
+    camera: "Camera | str",
+    roi: Region | None = None,
     angle_rad: float | None = None,
     jar: str | os.PathLike[str] | None = None,
 ) -> dict[str, float]:
@@ -34,6 +36,8 @@ def calibrate(
         filter, the detector, the estimator and ``defocusing=``, or its value.
     camera
         The camera; the command itself looks only at whether fits are in photons.
+    roi
+        Region of interest with the beads, as for `localize`.
     angle_rad
         Angle of the lens [rad]. The plugin finds it as the mean of 100 random resamplings, and so another one
         each time by some thousandths; given, the calibration is repeatable.
@@ -51,12 +55,12 @@ def calibrate(
     FijiBridgeError
         If an option is wrong, the stack is none, or the plugin can fit no bead.
     """
-    from jpype import JClass
-
     settings = options if isinstance(options, Calibration) else Calibration.parse(options)
     frames = frames_of(stack)
     if frames.sizes["t"] < 2:
         raise FijiBridgeError("A calibration needs a stack of frames at different heights, not one frame.")
+    shape = frames.sizes["y"], frames.sizes["x"]
+    region = checked(roi, shape)
     with lock:
         plugin = load(jar)
         set_camera(plugin, camera)
@@ -68,7 +72,6 @@ def calibrate(
             with session.macro_options(settings.estimator.options()):
                 estimator.readMacroOptions(settings.estimator.options())
             defocus = _defocus(plugin, settings.defocus)
-            whole = JClass("ij.gui.Roi")(0, 0, image.getWidth(), image.getHeight())
             process = plugin["calibration.CalibrationProcess"](
                 image_filter,
                 detector,
@@ -77,7 +80,7 @@ def calibrate(
                 settings.stage_step_nm,
                 settings.z_range_nm,
                 image,
-                whole,
+                java_roi(region, shape),
             )
             if angle_rad is None:
                 process.estimateAngle()

@@ -14,13 +14,22 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_target, replacing
 from fiji_bridge.macro_options import parse_options
 from fiji_bridge.progress import Progress, silent
-from fiji_bridge.thunderstorm.settings import Calibration, FileFormat
+from fiji_bridge.thunderstorm.protocol import protocol_path
+from fiji_bridge.thunderstorm.settings import (
+    AnalysisSettings,
+    Calibration,
+    CrossCorrelationDrift,
+    FiducialDrift,
+    FileFormat,
+    PostProcessing,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
     from fiji_bridge.camera import Camera
+    from fiji_bridge.thunderstorm import Protocol
 
 Found = tuple[str, dict[str, Any]]
 """What a command leaves to print: the text for people and the object for scripts."""
@@ -30,13 +39,17 @@ Found = tuple[str, dict[str, Any]]
 class Request:
     """What one call of a command is given."""
 
-    input: Path | None = None
+    input: "Path | xr.DataArray | None" = None
     second: Path | None = None
     options: str = ""
     camera: "Camera | None" = None
     out: Path | None = None
     second_out: Path | None = None
     seed: int = 0
+    roi: str | None = None
+    processes: int = 1
+    protocol: bool = False
+    time_limit_s: float | None = None
     jar: Path | None = None
     progress: Progress = silent
 
@@ -49,15 +62,32 @@ class Request:
 
     def read(self) -> "pd.DataFrame":
         """Read the table that is the input."""
-        assert self.input is not None
-        return self._table(self.input)
+        return self.read_table(self.input_file)
+
+    @property
+    def input_file(self) -> Path:
+        """The input, which is a file for all but stacks."""
+        assert isinstance(self.input, Path)
+        return self.input
+
+    def write_protocol(self, protocol: "Protocol") -> None:
+        """Write how the table came about beside it."""
+        assert self.out is not None
+        protocol.write(protocol_path(self.out), jar=self.jar)
+
+    def read_protocol(self) -> "Protocol":
+        """Read how the input came about, which stands beside it."""
+        from fiji_bridge.thunderstorm import Protocol
+
+        return Protocol.read(protocol_path(self.input_file))
 
     def read_second(self) -> "pd.DataFrame":
         """Read the other table."""
         assert self.second is not None
-        return self._table(self.second)
+        return self.read_table(self.second)
 
-    def _table(self, path: Path) -> "pd.DataFrame":
+    def read_table(self, path: Path) -> "pd.DataFrame":
+        """Read a table in the format of its suffix."""
         from fiji_bridge import thunderstorm
         from fiji_bridge.localizations import read_localizations
 
@@ -77,18 +107,18 @@ class Request:
             thunderstorm.export_table(table, path, camera=self.camera, jar=self.jar)
         return f"{len(table):,} molecules written to {path}", {"out": str(path), "molecules": len(table)}
 
-    def write_image(self, image: "xr.DataArray") -> Found:
+    def write_image(self, image: "xr.DataArray", path: Path | None) -> Found:
         """Write an image or a stack."""
         from fiji_bridge.stack_writer import StackWriter
 
-        assert self.out is not None
+        assert path is not None
         if "z" in image.dims:
             image = image.rename(z="t").assign_attrs(axes_from_file="ZYX")
         if "t" not in image.dims:
             image = image.expand_dims("t")
-        with StackWriter(self.out, image, image.dtype) as writer:
+        with StackWriter(path, image, image.dtype) as writer:
             writer.write(0, image.to_numpy())
-        return f"{self.out} written", {"out": str(self.out), "shape": list(image.shape)}
+        return f"{path} written", {"out": str(path), "shape": list(image.shape)}
 
 
 TABLES = tuple(f".{format_.suffix}" for format_ in FileFormat.modules())
@@ -102,8 +132,20 @@ SUFFIXES = {
 """What the names of outputs may end in."""
 
 
+EXTRAS = {
+    "roi": "region of interest: x,y,width,height in pixels, or a .roi file of ImageJ's",
+    "processes": "processes that share out the frames, each with a Java of its own",
+    "protocol": "write NAME-protocol.txt beside the table, as the plugin does; after a step, with that step",
+    "time_limit_s": "longest time that a macro may take, in seconds (600)",
+}
+"""What only some commands look at, by the name in `Request`."""
+
+
 class Command(NamedTuple):
-    """One command: its verb, the plugin's commands that it does, and what it takes and gives."""
+    """One command: its verb, the plugin's commands that it does, and what it takes and gives.
+
+    An output in brackets may be left out.
+    """
 
     verb: str
     menu: str
@@ -113,12 +155,15 @@ class Command(NamedTuple):
     run: Callable[[Request], Found]
     python: str
     options: str
+    also: tuple[str, ...] = ()
+    """Those of `EXTRAS` that it looks at."""
 
 
 def _localize(request: Request) -> Found:
     from fiji_bridge import thunderstorm
 
     assert request.out is not None
+    settings = AnalysisSettings.parse(request.options)
     kept = request.out.with_name(f"{request.out.stem}-stopped{request.out.suffix}")
     saved: list[int] = []
 
@@ -130,7 +175,9 @@ def _localize(request: Request) -> Found:
         table = thunderstorm.localize(
             request.input,
             camera=request.given_camera,
-            options=request.options,
+            options=settings,
+            roi=request.roi,
+            processes=request.processes,
             jar=request.jar,
             progress=request.progress,
             stopped=keep,
@@ -142,6 +189,10 @@ def _localize(request: Request) -> Found:
             print(f"fiji-bridge: the {saved[0]} frames done are in {kept}", file=sys.stderr)
         raise
     text, found = request.write(table, request.out)
+    if request.protocol:
+        name = getattr(request.input, "name", None) or "image"
+        roi = table.attrs["roi"] if request.roi else None
+        request.write_protocol(thunderstorm.Protocol(name, request.given_camera, settings, roi))
     return " ".join((text, *table.attrs["warnings"])), found | {"warnings": table.attrs["warnings"]}
 
 
@@ -155,7 +206,8 @@ def _filter(request: Request) -> Found:
             camera=request.given_camera,
             jar=request.jar,
             progress=request.progress,
-        )
+        ),
+        request.out,
     )
 
 
@@ -165,25 +217,51 @@ def _render(request: Request) -> Found:
     return request.write_image(
         thunderstorm.render(
             request.read(), request.options, camera=request.given_camera, seed=request.seed, jar=request.jar
-        )
+        ),
+        request.out,
     )
 
 
 def _postprocess(request: Request) -> Found:
     from fiji_bridge import thunderstorm
 
-    table = thunderstorm.postprocess(request.read(), request.options, camera=request.camera, jar=request.jar)
-    return request.write(table, request.out)
+    step = PostProcessing.parse(request.options)
+    _check_saved(request, step)
+    protocol = request.read_protocol() if request.protocol else None
+    table = thunderstorm.postprocess(request.read(), step, camera=request.camera, jar=request.jar)
+    found = request.write(table, request.out)
+    if protocol is not None:
+        request.write_protocol(replace(protocol, steps=(*protocol.steps, step)))
+    return found
+
+
+def _check_saved(request: Request, step: PostProcessing) -> None:
+    """Keep a drift that is saved as well from taking the place of another file."""
+    if isinstance(step, (CrossCorrelationDrift, FiducialDrift)) and step.save:
+        others = {path.resolve() for path in (request.input_file, request.out, request.second_out) if path}
+        if not step.path or Path(step.path).resolve() in others:
+            raise FijiBridgeError(f"save=true writes the drift to path={step.path}; name another file.")
+        check_target(step.path)
 
 
 def _drift(request: Request) -> Found:
     from fiji_bridge import thunderstorm
 
     assert request.out is not None
-    curve = thunderstorm.drift(request.read(), request.options, camera=request.camera, jar=request.jar)
+    step = PostProcessing.parse(request.options)
+    _check_saved(request, step)
+    if request.second_out is not None:
+        if not isinstance(step, CrossCorrelationDrift):
+            raise FijiBridgeError(f"{step} has no correlations for {request.second_out}; leave that out.")
+        step = replace(step, show_correlations=True)
+    curve = thunderstorm.drift(request.read(), step.options(), camera=request.camera, jar=request.jar)
+    text, found = f"Drift of {len(curve):,} frames written to {request.out}", {"out": str(request.out)}
+    if request.second_out is not None:
+        more, _ = request.write_image(curve.attrs["correlations"].rename(bin="t"), request.second_out)
+        text, found = f"{text}; {more}", found | {"correlations": str(request.second_out)}
     with replacing(request.out) as partial:
         curve.to_csv(partial, index=False)
-    return f"Drift of {len(curve):,} frames written to {request.out}", {"out": str(request.out)}
+    return text, found
 
 
 def _generate(request: Request) -> Found:
@@ -196,7 +274,7 @@ def _generate(request: Request) -> Found:
         jar=request.jar,
         progress=request.progress,
     )
-    text, found = request.write_image(frames)
+    text, found = request.write_image(frames, request.out)
     more, _ = request.write(truth, request.second_out)
     return f"{text}; {more}", found | {"ground_truth": str(request.second_out), "molecules": len(truth)}
 
@@ -212,8 +290,9 @@ def _evaluate(request: Request) -> Found:
 def _colocalize(request: Request) -> Found:
     from fiji_bridge import thunderstorm
 
+    table, same = request.read(), request.second is not None and request.input_file.samefile(request.second)
     first, second = thunderstorm.colocalize(
-        request.read(), request.read_second(), request.options, jar=request.jar
+        table, table if same else request.read_second(), request.options, jar=request.jar
     )
     text, found = request.write(first, request.out)
     more, _ = request.write(second, request.second_out)
@@ -224,23 +303,28 @@ def _calibrate(request: Request) -> Found:
     from fiji_bridge import thunderstorm
 
     settings = replace(Calibration.parse(request.options), path=str(request.out))
-    found = thunderstorm.calibrate(request.input, settings, camera=request.given_camera, jar=request.jar)
+    found = thunderstorm.calibrate(
+        request.input, settings, camera=request.given_camera, roi=request.roi, jar=request.jar
+    )
     return f"Calibration written to {request.out}", {"out": str(request.out), **found}
 
 
 def _convert(request: Request) -> Found:
-    return request.write(request.read(), request.out)
+    protocol = request.read_protocol() if request.protocol else None
+    found = request.write(request.read(), request.out)
+    if protocol is not None:
+        request.write_protocol(protocol)
+    return found
 
 
 def _macro(request: Request) -> Found:
     from fiji_bridge.thunderstorm.display import run_macro
 
-    assert request.input is not None
     try:
-        code = request.input.read_text(encoding="utf-8")
+        code = request.input_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FijiBridgeError(f"Cannot read the macro {request.input}: {error}.") from error
-    answer = run_macro(code, jar=request.jar)
+    answer = run_macro(code, jar=request.jar, timeout_s=request.time_limit_s)
     return answer or "The macro is done.", {"answer": answer}
 
 
@@ -254,6 +338,7 @@ COMMANDS = (
         _localize,
         'localize("movie.tif", camera=camera, options=options)',
         "filter=[Wavelet filter (B-Spline)] threshold=std(Wave.F1) estimator=[PSF: Integrated Gaussian]",
+        ("roi", "processes", "protocol"),
     ),
     Command(
         "filter",
@@ -284,13 +369,14 @@ COMMANDS = (
         _postprocess,
         "postprocess(table, options, camera=camera)",
         "action=merge dist=20.0 offframes=1",
+        ("protocol",),
     ),
     Command(
         "drift",
         "Import/Export > Show results table (the plot of drift)",
-        "write the curve of a drift",
+        "write the curve of a drift, and the images of its correlations",
         ("TABLE",),
-        ("CURVE",),
+        ("CURVE", "[TIF]"),
         _drift,
         "drift(table, options, camera=camera)",
         "action=drift method=[Cross correlation] steps=5",
@@ -304,6 +390,7 @@ COMMANDS = (
         _convert,
         'export_table(import_table("molecules.xml"), "molecules.json")',
         "",
+        ("protocol",),
     ),
     Command(
         "generate",
@@ -334,6 +421,7 @@ COMMANDS = (
         _calibrate,
         'calibrate("beads.tif", options, camera=camera)',
         "stage=10.0 zrange=400.0 estimator=[Elliptic Gaussian w/ angle] fitradius=7 defocusing=ThunderSTORM",
+        ("roi",),
     ),
     Command(
         "colocalize",
@@ -354,6 +442,7 @@ COMMANDS = (
         _macro,
         "display.run_macro(code)",
         "",
+        ("time_limit_s",),
     ),
 )
 
@@ -368,33 +457,53 @@ def find(verb: str) -> Command:
 
 
 def run(command: Command, request: Request) -> Found:
-    """Run a command when it has the files that it needs."""
+    """Run a command when it has the files that it needs, and nothing that it does not look at."""
     given = {"input": request.input, "second": request.second}
     outputs = {"out": request.out, "second-out": request.second_out}
     for files, needed in ((given, command.takes), (outputs, command.gives)):
-        for (name, path), wanted in zip(files.items(), (*needed, None, None), strict=False):
-            if wanted and path is None:
-                raise FijiBridgeError(f"`{command.verb}` needs a {wanted}; give --{name}.")
+        for (name, path), wanted in zip(files.items(), (*needed, "", ""), strict=False):
+            if wanted and path is None and not wanted.startswith("["):
+                where = (
+                    "name it after the verb, or as input= in a macro" if name == "input" else f"give --{name}"
+                )
+                raise FijiBridgeError(f"`{command.verb}` needs a {wanted}; {where}.")
             if path is not None and not wanted:
                 raise FijiBridgeError(f"`{command.verb}` has no use for --{name} {path}; leave it out.")
-    inputs = {path.resolve() for path in given.values() if path is not None}
+    inputs = {path.resolve() for path in given.values() if isinstance(path, Path)}
     written = [path for path in outputs.values() if path is not None]
-    for path, wanted in zip(written, command.gives, strict=True):
+    for path, wanted in zip(written, command.gives, strict=False):
+        suffixes = SUFFIXES[wanted.strip("[]")]
         if path.resolve() in inputs:
             raise FijiBridgeError(f"{path} is the input itself; name another file to keep it.")
-        if not path.name.lower().endswith(SUFFIXES[wanted]):
+        if not path.name.lower().endswith(suffixes):
             raise FijiBridgeError(
-                f"`{command.verb}` cannot write {path}; let its name end in {' or '.join(SUFFIXES[wanted])}."
+                f"`{command.verb}` cannot write {path}; let its name end in {' or '.join(suffixes)}."
             )
         check_target(path)
     if len({path.resolve() for path in written}) < len(written):
         raise FijiBridgeError(f"{written[0]} cannot hold both outputs; give --second-out another name.")
+    unused = [name for name in EXTRAS if getattr(request, name) != getattr(Request, name)]
+    unused = [option(name) for name in unused if name not in command.also]
     if request.options and not command.options:
-        raise FijiBridgeError(f"`{command.verb}` has no use for --options; leave it out.")
+        unused.append("--options")
+    if unused:
+        raise FijiBridgeError(f"`{command.verb}` has no use for {' and '.join(unused)}; leave it out.")
     return command.run(request)
 
 
-MACRO_KEYS = ("input", "second", "options", "camera", "out", "secondout", "seed", "jar")
+def option(name: str) -> str:
+    """Give the command line's name of one of `EXTRAS`."""
+    return f"--{name.removesuffix('_s').replace('_', '-')}"
+
+
+MACRO_KEYS = {
+    "input": "",
+    **{key: f"--{key}" for key in ("second", "options", "camera", "out", "seed")},
+    "secondout": "--second-out",
+    "jar": "--thunderstorm-jar",
+    **{option(name).replace("-", ""): option(name) for name in EXTRAS},
+}
+"""Keys of the batch macro, and the options that they stand for."""
 
 
 def command_line(verb: str, text: str) -> list[str]:
@@ -407,9 +516,10 @@ def command_line(verb: str, text: str) -> list[str]:
             raise FijiBridgeError(f"The macro has no option {key}=; it has {', '.join(MACRO_KEYS)}.")
         if key == "input":
             words.append(value)
+        elif key == "protocol":
+            words += ["--protocol"] if value.lower() == "true" else []
         else:
-            name = {"secondout": "second-out", "jar": "thunderstorm-jar"}.get(key, key)
-            words.append(f"--{name}={value}")
+            words.append(f"{MACRO_KEYS[key]}={value}")
     return words
 
 

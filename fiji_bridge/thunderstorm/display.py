@@ -39,7 +39,7 @@ def run_macro(
     code: str,
     *,
     jar: str | os.PathLike[str] | None = None,
-    timeout_s: float = 600.0,
+    timeout_s: float | None = None,
     threads: int | None = None,
 ) -> str:
     """Run a macro with the plugin's commands as in an ImageJ with windows.
@@ -51,7 +51,7 @@ def run_macro(
     jar
         ThunderSTORM's jar; found by `find_jar` when left out.
     timeout_s
-        Longest time that it may take [s], the start of ImageJ included.
+        Longest time that it may take [s], the start of ImageJ included; 600 when left out.
     threads
         ImageJ's number of threads; its own choice when left out.
 
@@ -63,10 +63,10 @@ def run_macro(
     Raises
     ------
     FijiBridgeError
-        If there is no display and no Xvfb, the macro fails or asks in a dialog, or the time is over; what
-        it wrote until then stays.
+        If there is no display and no Xvfb, the macro fails, asks in a dialog or quits ImageJ, or the time is
+        over; what it wrote until then stays.
     """
-    plugin = require_jar(jar)
+    plugin, timeout_s = require_jar(jar), TIME_LIMIT_S if timeout_s is None else timeout_s
     with any_display() as display, tempfile.TemporaryDirectory(prefix="thunderstorm-") as folder:
         put_plugins(Path(folder), plugin)
         child = subprocess.Popen(
@@ -82,7 +82,8 @@ def run_macro(
             said, complained = child.communicate(json.dumps([code, threads]), timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise FijiBridgeError(
-                f"ThunderSTORM's macro did not end within {timeout_s:g} s and was stopped; give it more time."
+                f"ThunderSTORM's macro did not end within {timeout_s:g} s and was stopped; give it more time "
+                "by timeout_s= or --time-limit."
             ) from None
         finally:
             _end(child)
@@ -96,7 +97,10 @@ def run_macro(
     return str(text)
 
 
+TIME_LIMIT_S = 600.0
 ANSWER = "fiji_bridge answers "
+WAITS = ("ij.gui.WaitForUserDialog", "ij.gui.NonBlockingGenericDialog")
+"""Dialogs that wait although they are not modal."""
 
 
 def put_plugins(folder: Path, plugin: Path) -> None:
@@ -118,12 +122,7 @@ def start(folder: str) -> "ImageJ":
     """Start ImageJ with its window and the plugins of `put_plugins`."""
     from fiji_bridge.imagej import session
 
-    image = session.start(mode="gui", plugins=folder)
-    # The menu has the commands, but the patched ImageJ not their classes. The plugin comes last and so sees
-    # the other.
-    for jar in sorted(Path(folder, "plugins").iterdir(), reverse=True):
-        session.load_plugin(jar)
-    return image
+    return session.start(mode="gui", plugins=folder)
 
 
 def _end(child: "subprocess.Popen[str]") -> None:
@@ -199,18 +198,24 @@ def _watch_dialogs() -> None:
     while True:
         time.sleep(0.3)
         for window in Window.getWindows():
-            if isinstance(window, Dialog) and window.isShowing() and window.isModal():
+            waits = str(window.getClass().getName()) in WAITS or (
+                isinstance(window, Dialog) and window.isModal()
+            )
+            if waits and window.isShowing():
                 words = " ".join(filter(None, _words(window)))
                 _answer("error", f"it waits in the dialog {str(window.getTitle())!r}, which says: {words}")
                 os._exit(1)
 
 
 def _words(component: Any) -> Iterator[str]:
+    from jpype import JClass
+
     if component.getClass().getName() == "ij.gui.MultiLineLabel":
         yield from map(str, hidden(component, "lines"))
     for method in ("getText", "getLabel", "getMessage"):
-        if hasattr(component, method):
-            yield " ".join(str(getattr(component, method)() or "").split())
+        text = getattr(component, method)() if hasattr(component, method) else None
+        if isinstance(text, JClass("java.lang.String")):  # GenericDialog's getMessage gives a component
+            yield " ".join(str(text).split())
             break
     if hasattr(component, "getComponents"):
         for child in component.getComponents():
@@ -219,15 +224,19 @@ def _words(component: Any) -> Iterator[str]:
 
 def _main(folder: str) -> None:
     """Run the macro that stands on the standard input; print what it answers."""
+    from jpype import JClass
+
     code, threads = json.loads(sys.stdin.read())
     try:
         image = start(folder)
         threading.Thread(target=_watch_dialogs, daemon=True).start()
         if threads:
-            from jpype import JClass
-
             JClass("ij.Prefs").setThreads(threads)
-        _answer("result", str(image.run_macro(code) or ""))
+        answer = image.run_macro(code)
+        window = JClass("ij.IJ").getInstance()
+        if window is None or window.quitting():
+            raise FijiBridgeError('it quits ImageJ, perhaps before its work is done; leave run("Quit") out.')
+        _answer("result", str(answer or ""))
     except FijiBridgeError as error:
         _answer("error", str(error))
     os._exit(0)

@@ -8,8 +8,13 @@ import numpy as np
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.localizations import REQUIRED, require_columns
 from fiji_bridge.thunderstorm.jar import Plugin, call_hidden, hidden, java_errors, load, lock
-from fiji_bridge.thunderstorm.settings import Colocalization, Evaluation
-from fiji_bridge.thunderstorm.table import molecules
+from fiji_bridge.thunderstorm.settings import (
+    GROUND_TRUTH_TABLE,
+    RESULTS_TABLE,
+    Colocalization,
+    Evaluation,
+)
+from fiji_bridge.thunderstorm.table import molecules, require_positions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +54,7 @@ def evaluate(
     settings = options if isinstance(options, Evaluation) else Evaluation.parse(options)
     spatial = settings.space == "xyz"
     for columns, where in ((table, "The table"), (ground_truth, "The ground truth")):
-        require_columns(columns, (*REQUIRED, "z [nm]") if spatial else REQUIRED, where)
+        require_positions(columns, (*REQUIRED, "z [nm]") if spatial else REQUIRED, where)
         if columns.empty:
             raise FijiBridgeError(f"{where} is empty, and ThunderSTORM scores no empty tables.")
     with lock:
@@ -147,19 +152,19 @@ def colocalize(
     Parameters
     ----------
     table, other
-        The channels, with ``x [nm]`` and ``y [nm]``, in space with ``z [nm]``; the same table twice compares
-        a channel with itself.
+        The plugin's results and ground-truth tables, with ``x [nm]`` and ``y [nm]``, in space with
+        ``z [nm]``; the same table twice compares a channel with itself.
     options
-        The command's option string, such as ``radiusstep=50 stepcount=10 addcbc=true``, or its value; which
-        of the plugin's two tables is which channel has no meaning here.
+        The command's option string, such as ``radiusstep=50 stepcount=10 addcbc=true``, or its value. As in
+        the plugin, ``channel1=[Results table]`` and ``channel2=[Ground-truth table]`` unless said otherwise.
     jar
         ThunderSTORM's jar; found by `find_jar` when left out.
 
     Returns
     -------
     tuple of pandas.DataFrame
-        Both tables with the columns that the options add: ``cbc``, ``nn_dist [nm]`` and
-        ``neighbors_in_dist_50`` and so on [relative density].
+        The tables of the first and the second channel with the columns that the options add: ``cbc``,
+        ``nn_dist [nm]`` and ``neighbors_in_dist_50`` and so on [relative density].
 
     Raises
     ------
@@ -169,9 +174,11 @@ def colocalize(
     from jpype import JArray, JDouble
 
     settings = options if isinstance(options, Colocalization) else Colocalization.parse(options)
+    tables = {RESULTS_TABLE: table, GROUND_TRUTH_TABLE: other}
+    table, other = tables[settings.first], tables[settings.second]
     columns = ["x [nm]", "y [nm]", *(["z [nm]"] if settings.dimensions == "3D" else [])]
     for channel, where in ((table, "The first channel"), (other, "The second channel")):
-        require_columns(channel, columns, where)
+        require_positions(channel, columns, where)
         if channel.empty:
             raise FijiBridgeError(f"{where} is empty, and CBC needs molecules in both.")
     with lock:

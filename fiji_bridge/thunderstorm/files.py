@@ -8,6 +8,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
 from fiji_bridge.localizations import REQUIRED, require_columns
 from fiji_bridge.thunderstorm.jar import Plugin, java_errors, load, lock, set_camera
+from fiji_bridge.thunderstorm.protocol import Protocol, protocol_path
 from fiji_bridge.thunderstorm.settings import XML, Export, FileFormat, Import
 from fiji_bridge.thunderstorm.table import data_frame, generic_table
 
@@ -23,7 +24,7 @@ NAMELESS = "None"
 def import_table(
     options: str | Import | os.PathLike[str],
     *,
-    camera: "Camera | None" = None,
+    camera: "Camera | str | None" = None,
     jar: str | os.PathLike[str] | None = None,
 ) -> "pd.DataFrame":
     """Read a table in one of the plugin's formats, by the plugin itself.
@@ -68,7 +69,8 @@ def export_table(
     table: "pd.DataFrame",
     options: str | Export | os.PathLike[str],
     *,
-    camera: "Camera | None" = None,
+    camera: "Camera | str | None" = None,
+    protocol: Protocol | None = None,
     jar: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Write a table in one of the plugin's formats, by the plugin itself.
@@ -81,10 +83,11 @@ def export_table(
         A path, whose suffix names the format (csv, xls, xml, json, yaml, gpb, tsf); or the option string of
         `Export results` with ``filepath=``, ``fileformat=`` and columns such as ``chi2=false``; or its value.
         As in the plugin, the first column (``id``) is written only when it is named, or for a path of XML,
-        which 1.3 cannot read back without. The measurement protocol, which only the plugin's own analysis
-        has, is not written.
+        which 1.3 cannot read back without.
     camera
         Tagged spot files keep its pixel size, and the protocol buffer whether it has EM gain.
+    protocol
+        How the table came about; written beside it as ``NAME-protocol.txt`` unless ``saveprotocol=false``.
     jar
         ThunderSTORM's jar; found by `find_jar` when left out.
 
@@ -113,6 +116,8 @@ def export_table(
 
                 wanted = JClass("java.util.ArrayList")(columns)
                 _format(plugin, settings.format).exportToFile(str(partial), results, wanted)
+        if protocol is not None and settings.save_protocol:
+            protocol.write(protocol_path(settings.path), jar=jar)
     return Path(settings.path)
 
 

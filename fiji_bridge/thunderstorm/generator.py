@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.thunderstorm.jar import (
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 def generate(
     options: str | Generator = "",
     *,
-    camera: "Camera",
+    camera: "Camera | str",
     seed: int,
     jar: str | os.PathLike[str] | None = None,
     threads: int | None = None,
@@ -81,7 +82,7 @@ def generate(
     import xarray as xr
 
     settings = options if isinstance(options, Generator) else Generator.parse(options)
-    require_pixel_size(camera)
+    camera = require_pixel_size(camera)
     _require_files(settings)
     threads = worker_threads(threads)
     with lock:
@@ -108,6 +109,8 @@ def _require_files(settings: Generator) -> None:
     for key, path in paths.items():
         if path and not Path(path).is_file():
             raise FijiBridgeError(f"There is no file {path} for {key}=; give another.")
+    if "calibration" in paths:
+        read_calibration(paths["calibration"])  # with what is none, the plugin draws something else
 
 
 class _Run:

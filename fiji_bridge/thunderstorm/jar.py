@@ -182,10 +182,13 @@ def load(jar: str | os.PathLike[str] | None = None) -> Plugin:
         return Plugin(_loaded[1], path)
 
 
-def set_camera(plugin: Plugin, camera: "Camera") -> None:
+def set_camera(plugin: Plugin, camera: "Camera | str") -> None:
     """Do what `Camera setup` does: the plugin has one camera, which all that it does looks at."""
+    from fiji_bridge.camera import Camera
+
+    known = Camera.parse(camera) if isinstance(camera, str) else camera
     with (
-        session.macro_options(plain(camera).options()),
+        session.macro_options(plain(known).options()),
         java_errors("ThunderSTORM does not take this camera"),
     ):
         plugin["CameraSetupPlugIn"]().run("")
@@ -196,17 +199,26 @@ def plain(camera: "Camera") -> "Camera":
     return camera.replace(offset_map=None, gain_map=None, variance_map=None, map_files={}, read_noise=0.0)
 
 
+def whole_number(wanted: int, name: str) -> int:
+    """Refuse what is no number of threads or processes."""
+    if wanted != int(wanted) or wanted < 1:
+        raise FijiBridgeError(f"{name} is {wanted}; give a whole number of at least 1.")
+    return int(wanted)
+
+
 def worker_threads(wanted: int | None) -> int:
     """Give the number of threads wanted, or that of processors."""
-    if wanted is not None and (wanted != int(wanted) or wanted < 1):
-        raise FijiBridgeError(f"threads is {wanted}; give a whole number of at least 1.")
-    return wanted or os.cpu_count() or 1
+    return whole_number((os.cpu_count() or 1) if wanted is None else wanted, "threads")
 
 
-def require_pixel_size(camera: "Camera | None") -> None:
-    """Refuse a camera without a pixel size, for which the plugin would take its 80 nm."""
-    if camera is None or camera.pixel_size_nm is None:
+def require_pixel_size(camera: "Camera | str | None") -> "Camera":
+    """Give the camera; refuse one without a pixel size, for which the plugin would take its 80 nm."""
+    from fiji_bridge.camera import Camera
+
+    known = Camera.of(camera)
+    if known is None or known.pixel_size_nm is None:
         raise FijiBridgeError('The pixel size is unknown; give it with --camera "… pixelsize=…" (nm).')
+    return known
 
 
 def module(plugin: Plugin, interface: str, settings: "Settings") -> Any:

@@ -7,9 +7,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from fiji_bridge.imagej.commands import THUNDERSTORM, VERBS
+from fiji_bridge.imagej.pages import page_name
 from fiji_bridge.macro_options import format_options
 from fiji_bridge.thunderstorm import settings as ts
-from fiji_bridge.thunderstorm.commands import COMMANDS, Command
+from fiji_bridge.thunderstorm.commands import COMMANDS, EXTRAS, Command, option
 
 CAMERA = "offset=414.0 isemgain=false photons2adu=3.6 pixelsize=160.0"
 
@@ -48,6 +50,20 @@ COMPARED = {
     ),
 }
 
+EXTRA_PYTHON = {
+    "roi": (
+        "localize(…, roi=(x, y, width, height))",
+        "test_a_region_of_interest_is_analysed_as_by_the_plugin",
+    ),
+    "processes": ("localize(…, processes=4)", "test_processes_share_the_frames_and_change_nothing"),
+    "protocol": (
+        'export_table(…, protocol=Protocol("movie.tif", camera, settings))',
+        "test_the_protocol_is_the_plugins_own_file_and_is_read_back",
+    ),
+    "time_limit_s": ("display.run_macro(code, timeout_s=60)", "test_a_macro_has_a_time_limit"),
+}
+"""The Python of each of `EXTRAS`, and its test."""
+
 GROUPS: dict[type[ts.Settings], str] = {
     ts.ImageFilter: "filter",
     ts.Detector: "localize",
@@ -68,7 +84,8 @@ NOT_HERE = {
     ),
     "Import/Export > Show ground-truth table": "A window; the truth is a table like the others.",
     "Run analysis: preview, overlay; Show results table: histogram, restrict to ROI": (
-        "Looking and clicking in windows: needs a display; `action=filter formula=[x > … & y < …]` restricts."
+        "Looking and clicking in windows: needs a display. `filter_frames` is what the preview shows;"
+        " `action=filter formula=[x > … & y < …]` restricts to a region."
     ),
     "Check for updates...": "Asks the network for a newer plugin, in a window.",
     "About ThunderSTORM...": "A window with text.",
@@ -101,6 +118,27 @@ def page() -> str:
         "```",
         *(_macro_line(command) for command in COMMANDS),
         "```",
+        "",
+        f"In a running Fiji or ImageJ, and in a session of `fiji_bridge.imagej.start()`, "
+        f"[{THUNDERSTORM.menu.removesuffix('...')}]({page_name(THUNDERSTORM)}) does the same:",
+        "",
+        "```",
+        *(_menu_line(command) for command in COMMANDS if command.verb in VERBS),
+        "```",
+        "",
+        "More options:",
+        "",
+        "| command line | macro | of | what it is | Python | test |",
+        "|---|---|---|---|---|---|",
+        *map(_extra_row, EXTRAS),
+        _row(
+            "`--second-out`",
+            "`secondout=`",
+            "`drift`",
+            "images of the correlations, which `showcorrelations=true` shows in the plugin",
+            '`drift(table, options, camera=camera).attrs["correlations"]`',
+            _test(("test_thunderstorm_plugin.py", "test_correlation_images_are_the_plugins")),
+        ),
         "",
         "The option strings are those that ImageJ's recorder writes. As values they are in",
         "`fiji_bridge.thunderstorm.settings`, both ways: `AnalysisSettings.parse(text)` and `.options()`.",
@@ -202,7 +240,8 @@ def example(command: Command) -> dict[str, str]:
         given["options"] = command.options
     if command.verb not in ("evaluate", "colocalize", "macro"):
         given["camera"] = CAMERA
-    given |= dict(zip(("out", "second-out"), (WRITTEN[kind] for kind in command.gives), strict=False))
+    always = [kind for kind in command.gives if not kind.startswith("[")]
+    given |= dict(zip(("out", "second-out"), (WRITTEN[kind] for kind in always), strict=False))
     if "second-out" in given:
         given["second-out"] = "second.csv"
     return given
@@ -219,6 +258,25 @@ def _macro_line(command: Command) -> str:
     given = {name.replace("-", ""): value for name, value in example(command).items()}
     task = f"{command.verb} {format_options(given)}"
     return f'java -Djava.awt.headless=true -cp ij.jar ij.ImageJ -batch Batch_ThunderSTORM.ijm "{task}"'
+
+
+def _menu_line(command: Command) -> str:
+    """Write what a macro of a running ImageJ calls."""
+    keys = {"out": "output", "second-out": "other"}
+    given = {keys.get(name, name): value for name, value in example(command).items()}
+    return f'run("{THUNDERSTORM.menu}", "{format_options({"verb": command.verb} | given)}");'
+
+
+def _extra_row(name: str) -> str:
+    verbs = ", ".join(f"`{command.verb}`" for command in COMMANDS if name in command.also)
+    key = option(name).replace("-", "")
+    python, test = EXTRA_PYTHON[name]
+    where = ("test_thunderstorm_plugin.py", test)
+    return _row(f"`{option(name)}`", f"`{key}=`", verbs, EXTRAS[name], f"`{python}`", _test(where))
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def write_page(folder: Path) -> Path:

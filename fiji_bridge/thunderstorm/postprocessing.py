@@ -34,10 +34,11 @@ from fiji_bridge.thunderstorm.settings import (
     SavedDrift,
     StageOffset,
 )
-from fiji_bridge.thunderstorm.table import ROW, data_frame, results_table
+from fiji_bridge.thunderstorm.table import ROW, data_frame, require_positions, results_table
 
 if TYPE_CHECKING:
     import pandas as pd
+    import xarray as xr
 
     from fiji_bridge.camera import Camera
 
@@ -48,7 +49,7 @@ def postprocess(
     table: "pd.DataFrame",
     options: str | PostProcessing,
     *,
-    camera: "Camera | None" = None,
+    camera: "Camera | str | None" = None,
     jar: str | os.PathLike[str] | None = None,
 ) -> "pd.DataFrame":
     """Do one step of post-processing as ThunderSTORM's `Show results table` does.
@@ -76,11 +77,12 @@ def postprocess(
     ------
     FijiBridgeError
         If the step is unknown, a formula is wrong, a needed column or the pixel size is missing, or the
-        plugin finds no drift.
+        plugin finds no drift; if a step that looks at positions is given one that is not finite.
     """
     step = options if isinstance(options, PostProcessing) else PostProcessing.parse(options)
     name = f"action={step.fixed['action']}"
-    require_columns(table, REQUIRED, f"The table for {name}")
+    require = require_columns if type(step) in (FilterResults, StageOffset) else require_positions
+    require(table, REQUIRED, f"The table for {name}")
     if table.empty or (isinstance(step, FilterResults) and not step.formula):
         return table.copy()
     if "id" in table and not table["id"].is_unique:
@@ -105,7 +107,7 @@ def drift(
     table: "pd.DataFrame",
     options: str | Drift,
     *,
-    camera: "Camera | None" = None,
+    camera: "Camera | str | None" = None,
     jar: str | os.PathLike[str] | None = None,
 ) -> "pd.DataFrame":
     """Give the drift that ``action=drift`` finds, or has from a file, without applying it.
@@ -120,7 +122,10 @@ def drift(
     pandas.DataFrame
         ``frame``, ``x [nm]`` and ``y [nm]`` of the smooth curve that is subtracted, a row a frame from the
         first to the last with molecules. ``attrs["points"]`` has what the curve goes through, by the same
-        names: the centres of the bins, or the positions of the markers.
+        names: the centres of the bins, or the positions of the markers. With ``showcorrelations=true``,
+        ``attrs["correlations"]`` has the images that the plugin shows: an `xarray.DataArray` (bin, y, x)
+        float32 of the first bin with each later one, whose coordinates are the frame at the middle of the bin
+        and the drift [nm] that a maximum there means.
 
     Raises
     ------
@@ -130,16 +135,20 @@ def drift(
     step = options if not isinstance(options, str) else PostProcessing.parse(options)
     if not isinstance(step, Drift):
         raise FijiBridgeError(f"action={step.fixed['action']} finds no drift; write action=drift.")
-    require_columns(table, REQUIRED, "The table for action=drift")
+    require_positions(table, REQUIRED, "The table for action=drift")
     if table.empty:
         raise FijiBridgeError("A table without molecules has no drift.")
     with lock:
         plugin = _ready(step, camera, jar)
         with results_table(plugin, table) as results, java_errors(f"{_blamed(step)} cannot be applied"):
-            return _curve(plugin, _drift(plugin, results, step))
+            found = _drift(plugin, results, step)
+            curve = _curve(plugin, found)
+            if isinstance(step, CrossCorrelationDrift) and step.show_correlations:
+                curve.attrs["correlations"] = _correlations(plugin, found, curve)
+            return curve
 
 
-def _ready(step: PostProcessing, camera: "Camera | None", jar: Any) -> Plugin:
+def _ready(step: PostProcessing, camera: "Camera | str | None", jar: Any) -> Plugin:
     if isinstance(step, (CrossCorrelationDrift, SavedDrift)):  # in pixels
         require_pixel_size(camera)
     plugin = load(jar)
@@ -188,12 +197,25 @@ def _merge(plugin: Plugin, results: Any, step: Merge) -> None:
     model = results.getModel()
     if step.distance_nm == 0:
         return  # as the plugin does
+    _keep_first(plugin, model.getColumnNames())
     merged = plugin["results.ResultsGrouping"].getMergedMolecules(
         model, step.distance_nm, step.off_frames, step.most_frames, step.z_weight
     )
     model.reset()
     for molecule in merged:
         model.addRow(molecule)
+
+
+def _keep_first(plugin: Plugin, columns: Any) -> None:
+    """Let merged molecules have the first one's value in columns that the plugin does not know.
+
+    That is what it does anyway, but with a stack trace for each molecule.
+    """
+    operations = plugin["estimators.PSF.MoleculeDescriptor$MergingOperations"]
+    if operations.allParams is None:
+        operations.init()
+    for column in columns:
+        operations.allParams.putIfAbsent(column, operations.NONE)
 
 
 def _offset(plugin: Plugin, results: Any, step: StageOffset) -> None:
@@ -216,13 +238,12 @@ def _drift(plugin: Plugin, results: Any, step: Drift) -> Any:
     if isinstance(step, SavedDrift):
         if not Path(step.path).is_file():
             raise FijiBridgeError(f"There is no file {step.path} to read drift from; give path=.")
-        return call_hidden(made, "loadResultsFromFile", step.path)
+        with java_errors(f"{step.path} is no drift that ThunderSTORM saved"):
+            loaded = call_hidden(made, "loadResultsFromFile", step.path)
+            loaded.getInterpolatedDrift(1.0)
+            return loaded
     if isinstance(step, CrossCorrelationDrift):
-        pixel = plugin["estimators.PSF.MoleculeDescriptor$Units"].PIXEL
-        x, y = (model.getColumnAsDoubles(name, pixel) for name in ("x", "y"))
-        found = plugin["drift.CorrelationDriftEstimator"].estimateDriftFromCoords(
-            x, y, model.getColumnAsDoubles("frame", None), step.bins, step.magnification, -1, -1, False
-        )
+        found = _by_correlation(plugin, model, step)
     else:
         found = plugin["drift.FiducialDriftEstimator"]().estimateDrift(
             call_hidden(made, "getClonedMoleculeList"), step.distance_nm, step.on_time_ratio, step.smoothing
@@ -231,6 +252,40 @@ def _drift(plugin: Plugin, results: Any, step: Drift) -> Any:
         with replacing(step.path) as partial:
             call_hidden(made, "saveResultsToFile", found, str(partial))
     return found
+
+
+def _by_correlation(plugin: Plugin, model: Any, step: CrossCorrelationDrift) -> Any:
+    pixel = plugin["estimators.PSF.MoleculeDescriptor$Units"].PIXEL
+    x, y = (model.getColumnAsDoubles(name, pixel) for name in ("x", "y"))
+    frame = model.getColumnAsDoubles("frame", None)
+    frames, smallest = len(np.unique(np.array(frame))), len(frame) // step.bins
+    blamed = (
+        f"steps={step.bins} divides {len(frame)} molecules in {frames} frames into bins of {smallest}, which "
+        "are too small to correlate; give fewer steps="
+    )
+    if frames < step.bins:
+        raise FijiBridgeError(f"{blamed}, at most as many as frames with molecules.")
+    with java_errors(blamed):
+        return plugin["drift.CorrelationDriftEstimator"].estimateDriftFromCoords(
+            x, y, frame, step.bins, step.magnification, -1, -1, step.show_correlations
+        )
+
+
+def _correlations(plugin: Plugin, found: Any, curve: "pd.DataFrame") -> "xr.DataArray":
+    """Give the images in which the maxima were looked for; the first bin is correlated with each other."""
+    import xarray as xr
+
+    stack, size = found.getCorrelationImages(), int(found.getCorrelationImages().getWidth())
+    nm = plugin["estimators.PSF.MoleculeDescriptor$Units"].NANOMETER
+    scale = float(found.getUnits().convertTo(nm, found.getScaleFactor()))
+    pixels = [np.array(stack.getPixels(i + 1), np.float32) for i in range(stack.getSize())]
+    drift = (size // 2 - np.arange(size)) * scale
+    return xr.DataArray(
+        np.stack(pixels).reshape(-1, size, size),
+        dims=("bin", "y", "x"),
+        coords={"bin": curve.attrs["points"]["frame"][1:], "y": drift, "x": drift},
+        attrs={"pixel_size_nm": scale},
+    )
 
 
 def _curve(plugin: Plugin, found: Any) -> "pd.DataFrame":

@@ -29,7 +29,7 @@ def render(
     table: "pd.DataFrame",
     options: str | Visualization,
     *,
-    camera: "Camera",
+    camera: "Camera | str",
     shape: tuple[int, int] | None = None,
     seed: int | None = None,
     jar: str | os.PathLike[str] | None = None,
@@ -67,12 +67,18 @@ def render(
     """
     settings = options if isinstance(options, Visualization) else Visualization.parse(options)
     require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
-    require_pixel_size(camera)
+    camera = require_pixel_size(camera)
     pixel = float(camera.pixel_size_nm or 0)
     if isinstance(settings.renderer, NoRenderer):
         raise FijiBridgeError("renderer=[No Renderer] draws nothing; choose another.")
     left, top = settings.left_px, settings.top_px
     height, width = _size(settings, table, pixel, shape)
+    drawn: Any = settings.renderer
+    if min(height, width) * drawn.magnification < 1:
+        raise FijiBridgeError(
+            f"A region of {width:g} × {height:g} pixels is less than one pixel of an image with "
+            f"magnification={drawn.magnification:g}; give more, or a region by imwidth= and imheight=."
+        )
     with lock:
         plugin = load(jar)
         set_camera(plugin, camera)

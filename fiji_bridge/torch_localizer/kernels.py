@@ -67,7 +67,7 @@ def fit_spots(
     kind
         ``INTEGRATED``, ``SAMPLED`` or ``ASTIGMATIC``.
     calibration
-        (12,) float64, of the astigmatic kind: see `calibration.read_calibration`.
+        (12,) float64, of the astigmatic kind: see `lens_calibration.read_calibration`.
     likelihood
         Whether the misfit is the Poisson deviance and not the weighted sum of squares.
     emitters, shared

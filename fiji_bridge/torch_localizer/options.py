@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.thunderstorm import settings as plugin
 from fiji_bridge.torch_localizer import detectors, filters
-from fiji_bridge.torch_localizer.calibration import read_calibration
 from fiji_bridge.torch_localizer.estimators import (
     Centroid,
     Estimator,

@@ -2,7 +2,8 @@
 
     python tests/data/thunderstorm/make_references.py
 
-writes references.zip beside this file. The stacks are the plugin generator's, so each run makes other ones.
+writes references.zip beside this file. The stacks are the plugin generator's, so each run makes other ones;
+with names of LATER behind, only those are done again, on the stacks that are there.
 """
 
 import os
@@ -57,6 +58,17 @@ STEPS = {
     "drift_fiducials": "action=drift method=[Fiducial markers] distancethr=120.0 ontimeratio=0.2"
     " smoothingbandwidth=0.25 save=true path={folder}/drift_fiducials.json",
 }
+REGIONS = {
+    "rectangle": "makeRectangle(5, 8, 20, 17);",
+    "polygon": "makePolygon(3, 2, 27, 5, 30, 20, 16, 13, 12, 30, 6, 24);",
+    "oval": "makeOval(6, 4, 21, 25);",
+}
+"""Selections that the analysis is restricted to."""
+
+WATERSHED = "detector=[Centroid of connected components] watershed=true estimator=[No estimator]"
+CORRELATE = (
+    "action=drift method=[Cross correlation] steps=5 magnification=2.0 showcorrelations=true save=false"
+)
 REGION = "imleft=2.0 imtop=3.0 imwidth=20.0 imheight=18.0"
 IMAGES = {
     "ash": "renderer=[Averaged shifted histograms] magnification=3.0 colorizez=false threed=false shifts=2",
@@ -300,6 +312,102 @@ def spatial(folder: Path) -> str:
     return macro
 
 
+def regions(folder: Path) -> str:
+    """Analyses inside selections, the selections themselves, and a calibration inside one."""
+    macro = line("Camera setup", CAMERA)
+    for name, select in REGIONS.items():
+        for analysis, options in {"roi": FLAT, "watershed": WATERSHED}.items():
+            macro += f'open("{folder}/flat.tif"); {select}\n'
+            macro += line("Run analysis", f"{complete(options)} renderer=[No Renderer]")
+            macro += export(folder / f"{analysis}_{name}.csv")
+            macro += f'saveAs("Selection", "{folder}/{name}.roi"); close();\n'
+    macro += f'open("{folder}/beads.tif"); makeRectangle(3, 4, 19, 18);\n'
+    calibration = CALIBRATE.format(folder=folder, name="lens_region", defocus="ThunderSTORM")
+    return macro + line("Cylindrical lens calibration", calibration)
+
+
+def correlations(folder: Path) -> str:
+    """The images of the correlations that drift is found from."""
+    macro = line("Camera setup", CAMERA)
+    macro += line(
+        "Import results", f"filepath={folder}/flat.csv fileformat=[{FORMATS['csv']}] startingframe=1"
+    )
+    macro += line("Show results table", CORRELATE)
+    macro += """titles = getList("image.titles");
+    for (i = 0; i < titles.length; i++) { selectImage(titles[i]); if (nSlices == 4) saveAs("Tiff", """
+    return macro + f'"{folder}/correlations.tif"); }}\n'
+
+
+PROTOCOLS = {
+    "plain": f"{FLAT} full_image_fitting=false mfaenabled=false",
+    "dog": "filter=[Difference-of-Gaussians filter] sigma1=1.1 sigma2=1.7 detector=[Non-maximum suppression]"
+    " radius=2 threshold=2*std(F) estimator=[Radial symmetry] fitradius=4",
+    "boxes": "filter=[Difference of averaging filters] size1=3 size2=7"
+    " detector=[Centroid of connected components] watershed=true threshold=40 estimator=[No estimator]",
+    "lowered": "filter=[Lowered Gaussian filter] sigma=1.4 estimator=[Centroid of local neighborhood]"
+    " fitradius=4",
+    "spatial": "filter=[Gaussian filter] sigma=1.5 estimator=[PSF: Elliptical Gaussian (3D astigmatism)]"
+    " fitradius=5 method=[Least squares] calibrationpath={folder}/lens_polynomial.yaml",
+    **FOUND,
+}
+"""Analyses whose protocol the plugin writes."""
+
+
+def protocols(folder: Path) -> str:
+    """The protocol of each analysis, and of one in a selection with steps after it."""
+    macro = line("Camera setup", CAMERA)
+    for name, options in PROTOCOLS.items():
+        macro += f'open("{folder}/first.tif");\n'
+        macro += line("Run analysis", f"{complete(options.format(folder=folder))} renderer=[No Renderer]")
+        macro += line("Export results", f"filepath={folder}/{name}.csv fileformat=[{FORMATS['csv']}]")
+        macro += "close();\n"
+    macro += line("Camera setup", CAMERA.replace("isemgain=false", "isemgain=true gainem=12.0"))
+    macro += f'open("{folder}/flat.tif"); {REGIONS["rectangle"]}\n'
+    macro += line("Run analysis", f"{complete(FLAT)} renderer=[No Renderer]")
+    for step in protocol_steps(folder):
+        macro += line("Show results table", step)
+    return macro + line("Export results", f"filepath={folder}/steps.csv fileformat=[{FORMATS['csv']}]")
+
+
+def protocol_steps(folder: Path | str) -> list[str]:
+    """Give what is done before the protocol of several steps is written; its drift is not that of STEPS."""
+    names = ("drift_correlation", "offset", "merge", "duplicates", "density", "filter")
+    return [
+        STEPS[name].format(folder=folder).replace("drift_correlation.json", "steps.json") for name in names
+    ]
+
+
+LATER = {"regions": regions, "correlations": correlations, "protocols": protocols}
+"""What only looks at the stacks and tables of the others."""
+
+
+def again(names: Sequence[str]) -> None:
+    """Do some of LATER again and put what they give into the archive."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        with zipfile.ZipFile(HERE / "references.zip") as archive:
+            archive.extractall(folder)
+        later(folder, names)
+        pack(folder)
+
+
+def later(folder: Path, names: Sequence[str]) -> None:
+    """Do some of LATER; of the protocols' tables nothing is kept."""
+    for name in names:
+        before = set(folder.iterdir())
+        run_macro(LATER[name](folder))
+        for path in set(folder.iterdir()) - before:
+            if name == "protocols" and not path.name.endswith("-protocol.txt"):
+                path.unlink()
+
+
+def pack(folder: Path) -> None:
+    """Write the archive."""
+    with zipfile.ZipFile(HERE / "references.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+
+
 def main() -> None:
     """Run all and pack what is worth keeping."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -316,10 +424,12 @@ def main() -> None:
         run_macro(spatial(folder))
         for path in folder.glob("bead[0-9]*"):
             path.unlink()
-        with zipfile.ZipFile(HERE / "references.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-            for path in sorted(folder.iterdir()):
-                archive.write(path, path.name)
+        later(folder, list(LATER))
+        pack(folder)
 
 
 if __name__ == "__main__":
-    preview_filters(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 1 else main()
+    if set(sys.argv[1:]) & set(LATER):
+        again(sys.argv[1:])
+    else:
+        preview_filters(sys.argv[1], Path(sys.argv[2])) if len(sys.argv) > 1 else main()

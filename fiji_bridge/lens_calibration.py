@@ -7,7 +7,9 @@ import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
 
-_LINE = re.compile(r"^\s*(\w+)\s*:\s*([-+.\deE]+)\s*$", re.MULTILINE)
+_ENTRY = re.compile(r"(\w+)\s*:\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*(?=[,}]|$)", re.MULTILINE)
+"""On a line of its own, or in braces as version 1.3 writes it."""
+
 _NUMBERS = ("w0", "a", "b", "c", "d")
 
 
@@ -40,7 +42,7 @@ def read_calibration(path: str) -> np.ndarray:
         raise FijiBridgeError(f"Cannot read the calibration {path}: {error}.") from error
     kinds = {"PolynomialCalibration": 0.0, "DaostormCalibration": 1.0}
     kind = next((number for name, number in kinds.items() if name in text), None)
-    values = {name: float(number) for name, number in _LINE.findall(text)}
+    values = {name: float(number) for name, number in _ENTRY.findall(text)}
     keys = ["angle", *(f"{name}{axis}" for axis in (1, 2) for name in _NUMBERS)]
     missing = [key for key in keys if key not in values and not key.startswith("w0")]
     if kind is None or missing:
