@@ -86,7 +86,9 @@ def press(dialog: Any, label: str) -> None:
     until(lambda: not dialog.isShowing())
 
 
-def ask(name: str, *, texts: dict[int, str], choice: str | None = None, number: str | None = None) -> None:
+def ask(
+    name: str, *, texts: dict[int, str], choice: str | None = None, last_number: str | None = None
+) -> None:
     """Fill in the dialog of a command for movie.tif."""
     IJ.selectWindow("movie.tif")
     dialog = choose(name)
@@ -94,8 +96,8 @@ def ask(name: str, *, texts: dict[int, str], choice: str | None = None, number: 
         dialog.getStringFields().get(place).setText(text)
     if choice:
         dialog.getChoices().get(0).select(choice)
-    if number:
-        dialog.getNumericFields().get(0).setText(number)
+    if last_number:
+        dialog.getNumericFields().lastElement().setText(last_number)
     shot(f"{name.split('.')[0]} dialog")
     press(dialog, "OK")
 
@@ -131,7 +133,7 @@ def drive(folder: str) -> None:
     IJ.run("Record...")
 
     model = f"{folder}/my model.safetensors"
-    ask("Train...", texts={1: model, 2: CAMERA}, number="0.3")
+    ask("Train...", texts={1: model, 2: CAMERA}, last_number="60")
     time.sleep(3)
     shot("training")
     until(lambda: "Model written" in str(IJ.getLog()))

@@ -227,11 +227,11 @@ def test_localizations_are_those_of_python_with_options_in_brackets_in_brackets(
 
 def test_a_model_is_kept_for_each_stack(desk: Path) -> None:
     tifffile.imwrite(desk / "stacks" / "flat.tif", flat(), imagej=True, metadata={"axes": "TYX"})
-    words = [word.replace("minutes=10", "minutes=0.1") for word in example("Batch_Train")]
+    words = [word.replace("minutes=10", "minutes=10 steps=25") for word in example("Batch_Train")]
     code, lines = run(desk, words)
     assert code == 0, lines
     assert names(desk / "models") == ["batch_train.tsv", "flat.safetensors"]
-    assert fiji_bridge.load_model(desk / "models" / "flat.safetensors").report["steps"] > 1
+    assert fiji_bridge.load_model(desk / "models" / "flat.safetensors").report["steps"] == 25
 
 
 def test_each_stack_is_compared_with_its_own_model_and_truth(desk: Path, model: Path) -> None:

@@ -171,7 +171,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     said = done.stdout
     assert done.returncode == 0, said + done.stderr
     entered: list[tuple[Command, dict[str, Any]]] = [
-        (TRAIN, {"output": f"{movie}/my model.safetensors", "minutes": 0.3, "camera": CAMERA}),
+        (TRAIN, {"output": f"{movie}/my model.safetensors", "steps": 60, "camera": CAMERA}),
         (DENOISE, {"model": f"{movie}/model.safetensors", "estimator": "map"}),
         (LOCALIZE, {"camera": CAMERA, "localizer": "torch", "options": "threshold=1.2*std(Wave.F1)"}),
         (COMPARE, {"output": f"{movie}/movie.tif/no folder"}),

@@ -97,7 +97,7 @@ def zombie(pid: int) -> bool:
 def test_one_python_does_job_after_job_and_says_what_came_out(begin, tmp_path):
     first = begin()
     model = tmp_path / "my model.safetensors"
-    said = first.asks("Train...", f"output=[{model.name}] minutes=0.1 camera=[{CAMERA}]").result()
+    said = first.asks("Train...", f"output=[{model.name}] steps=25 camera=[{CAMERA}]").result()
     assert "Trained on my µ movie" in said.get("text", said.get("error", "")), said
     assert model.is_file(), "a path is taken from where ImageJ was started"
     second = begin()

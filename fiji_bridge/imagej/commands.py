@@ -278,6 +278,7 @@ def _train(values: Mapping[str, Any], image: "xr.DataArray", title: str, progres
         engine=values["engine"],
         neighbours=int(values["neighbouring"]),
         max_minutes=_minutes(values),
+        steps=int(values["steps"]) or None,
         progress=progress,
     )
     model.save(out)
@@ -533,6 +534,13 @@ TRAIN = Command(
             "Frames before and after each that the network sees as well, for movies in which molecules or the"
             " scene stay for several frames.",
             cli="--neighbours",
+        ),
+        Parameter(
+            "Steps at most (0: as time allows)",
+            "number",
+            0.0,
+            "End training after so many steps, however fast the computer is.",
+            cli="--steps",
         ),
     ),
     _train,
