@@ -21,7 +21,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer.detectors import ConnectedComponents
-from fiji_bridge.torch_localizer.estimators import Estimator, Spots
+from fiji_bridge.torch_localizer.estimators import Estimator, GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.fitting import SpotNoise
 from fiji_bridge.torch_localizer.options import (
     Analysis,
@@ -118,6 +118,10 @@ def localize(
         raise FijiBridgeError(
             "The centroid of connected components has no strength: at a higher threshold it finds other "
             "places. Choose another detector."
+        )
+    if uncertainty != "thompson" and not isinstance(analysis.estimator, GaussianFit | MultiEmitterFit):
+        raise FijiBridgeError(
+            f"uncertainty={uncertainty} is for fits of a Gaussian; choose such an estimator, or thompson."
         )
     if known_sigma:
         analysis = with_known_sigma(analysis)
