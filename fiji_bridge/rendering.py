@@ -112,7 +112,7 @@ def region_of(
         return Region(left, top, settings.width_px, settings.height_px)
     if shape is not None:
         return Region(left, top, shape[1], shape[0])
-    ends = [np.nanmax(table[label], initial=-np.inf) for label in ("x [nm]", "y [nm]")]
+    ends = [table[label].max() for label in ("x [nm]", "y [nm]")]
     if not np.isfinite(ends).all():
         raise FijiBridgeError("A table without molecules has no size; give imwidth= and imheight=.")
     width, height = (
