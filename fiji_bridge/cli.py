@@ -237,7 +237,9 @@ def build_parser() -> Parser:
     )
 
     def table(sub: argparse.ArgumentParser, options: str) -> None:
-        sub.add_argument("table", type=Path, metavar="TABLE", help="ThunderSTORM .csv, Picasso .hdf5, SMAP .mat")
+        sub.add_argument(
+            "table", type=Path, metavar="TABLE", help="ThunderSTORM .csv, Picasso .hdf5, SMAP .mat"
+        )
         if options:
             sub.add_argument("--options", default="", metavar="STRING", help=options)
         sub.add_argument("--camera", metavar="SETUP", help="Camera setup string, for the pixel size")

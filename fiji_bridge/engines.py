@@ -19,7 +19,7 @@ ESTIMATORS = ("mean", "map", "prior", "argmax")
 ENGINES = (*NOISE_MODELS, *BASELINES)
 
 UNCERTAINTIES = ("thompson", "mortensen", "crlb")
-"""Formulas of the torch localizer, the default first: the keys of `torch_localizer.uncertainty.UNCERTAINTIES`."""
+"""Formulas of the torch localizer, the default first: the keys of its `uncertainty.UNCERTAINTIES`."""
 
 TABLE_FORMATS = ("thunderstorm", "thunderstorm-1.4", "picasso", "smap")
 """Formats of tables: the keys of `table_formats.FORMATS`."""

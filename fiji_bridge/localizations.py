@@ -39,15 +39,13 @@ REQUIRED = ("frame", "x [nm]", "y [nm]")
 """What a table needs to be a table of molecules."""
 
 CAMERA_SETUP, STACK_SHAPE = "camera_setup", "stack_shape"
-"""What ``attrs`` of a table say of the stack: its camera as `Camera setup` string, and frames, height, width."""
+"""What ``attrs`` of a table say of its stack: the camera's setup string, and frames, height and width."""
 
 _LABEL = re.compile(r"\s*(?P<name>.*?)\s*(?:\[(?P<unit>[^\]]*)\])?\s*")
 _COUNTS = ("id", "frame")
 
 
-def read_localizations(
-    path: str | os.PathLike[str], *, camera: Camera | str | None = None
-) -> pd.DataFrame:
+def read_localizations(path: str | os.PathLike[str], *, camera: Camera | str | None = None) -> pd.DataFrame:
     """Read a table that any version of ThunderSTORM wrote, or one laid out like it, or Picasso's or SMAP's.
 
     Parameters
@@ -71,8 +69,6 @@ def read_localizations(
         If the file cannot be read, lacks ``frame``, ``x`` or ``y``, has a value that is not a number, counts
         frames from 0, or needs a camera that was not given.
     """
-    import pandas as pd
-
     path, camera = Path(path), parsed_camera(camera)
     source = str(path)
     if path.suffix.lower() in (".hdf5", ".h5", ".mat"):

@@ -113,7 +113,9 @@ def localize(
 
     unknown = [setting for setting in torch_settings if setting not in TORCH_SETTINGS]
     if unknown:
-        raise FijiBridgeError(f"There is no setting {unknown[0]}; the torch engine's are {TORCH_SETTINGS}.")
+        raise FijiBridgeError(
+            f"There is no setting {unknown[0]}; the torch engine's are {', '.join(TORCH_SETTINGS)}."
+        )
     if torch_settings and (engine or "torch") != "torch":
         raise FijiBridgeError(f"Only the torch engine has {', '.join(torch_settings)}; use --engine torch.")
     name = "torch" if torch_settings else _choose_engine(engine, thunderstorm_jar)
@@ -172,7 +174,8 @@ def _pixel_map(name: str, given: Any) -> Any:
     try:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise FijiBridgeError(f"Cannot read {name} {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FijiBridgeError(f"Cannot read {name} {path}: {reason}.") from error
 
 
 def _choose_engine(engine: str | None, jar: str | os.PathLike[str] | None) -> str:

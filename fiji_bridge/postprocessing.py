@@ -547,7 +547,7 @@ def _marked(table: pd.DataFrame, step: FiducialDrift) -> _Motion:
     strategy = _Strategy(
         # The plugin looks back when it is done with a frame, so from the one before.
         closed=lambda frame, chain: (
-            known[max(np.searchsorted(known, frame) - 1, 0)] - frames[chain[-1]] > 2 * len(chain)
+            known[max(int(np.searchsorted(known, frame)) - 1, 0)] - frames[chain[-1]] > 2 * len(chain)
         ),
         place=lambda chain: place[chain[-5:]].mean(0),
     )
@@ -567,8 +567,12 @@ def _marked(table: pd.DataFrame, step: FiducialDrift) -> _Motion:
     distinct, first = np.unique(at, return_index=True)
     ends = int(known[0]), int(known[-1])
     if len(distinct) < 2:
-        raise FijiBridgeError("The markers shine in one frame only; lower ontimeratio= or raise distancethr=.")
-    x, y = (_curve(distinct, _loess(at, along, step.smoothing)[first], ends, smooth=True) for along in moved.T)
+        raise FijiBridgeError(
+            "The markers shine in one frame only; lower ontimeratio= or raise distancethr=."
+        )
+    x, y = (
+        _curve(distinct, _loess(at, along, step.smoothing)[first], ends, smooth=True) for along in moved.T
+    )
     return _Motion(x, y, _points(at, moved), ends)
 
 
@@ -624,15 +628,16 @@ def _read_motion(path: str, pixel: float | None) -> _Motion:
         if unit is None and pixel is None:
             raise FijiBridgeError(f'{path} is in pixels: give their size with --camera "… pixelsize=…" (nm).')
         unit = unit or float(pixel or 1.0)
-        curves = []
-        for name in ("xFunction", "yFunction"):
+        curves = {}
+        for axis, name in (("x", "xFunction"), ("y", "yFunction")):
             parts = [np.asarray(part["coefficients"], float) for part in text[name]["polynomials"]]
             order = max(map(len, parts))
             padded = [np.pad(part, (0, order - len(part)))[::-1] for part in parts]
-            curves.append(PPoly(np.stack(padded, 1) * unit, np.asarray(text[name]["knots"], float)))
+            curves[axis] = PPoly(np.stack(padded, 1) * unit, np.asarray(text[name]["knots"], float))
         place = [np.asarray(text[name], float) * unit for name in ("driftDataX", "driftDataY")]
         points = _points(np.asarray(text["driftDataFrame"], float), np.stack(place, 1))
-        return _Motion(*curves, points, (int(text["minFrame"]), int(text["maxFrame"])), text.get("scale"))
+        ends = int(text["minFrame"]), int(text["maxFrame"])
+        return _Motion(curves["x"], curves["y"], points, ends, text.get("scale"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FijiBridgeError(f"{path} is not a drift that ThunderSTORM saved: {error!r}.") from error
 

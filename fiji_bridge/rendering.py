@@ -14,8 +14,8 @@ from fiji_bridge.localizations import as_table, camera_of, frame_shape, require_
 from fiji_bridge.thunderstorm.settings import (
     AveragedShiftedHistograms,
     Histograms,
-    NormalizedGaussian,
     NoRenderer,
+    NormalizedGaussian,
     Rendering,
     ScatterPlot,
     Visualization,
@@ -153,9 +153,7 @@ def write_image(image: xr.DataArray, out: str | os.PathLike[str]) -> None:
         writer.write(0, image.to_numpy())
 
 
-def draw(
-    renderer: Any, region: Region, table: pd.DataFrame, pixel_nm: float, *, seed: int = 0
-) -> np.ndarray:
+def draw(renderer: Any, region: Region, table: pd.DataFrame, pixel_nm: float, *, seed: int = 0) -> np.ndarray:
     """Draw molecules with a renderer of `thunderstorm.settings`.
 
     Parameters
@@ -194,8 +192,8 @@ def draw(
     if min(size) < 1 or slices * size[0] * size[1] > LARGEST:
         problem = "has no pixels" if min(size) < 1 else "is too large"
         raise FijiBridgeError(
-            f"An image of {slices}×{size[0]}×{size[1]} pixels (z, y, x) {problem}; change magnification=, the "
-            "region or zrange=."
+            f"An image of {slices}×{size[0]}×{size[1]} pixels (z, y, x) {problem}; change magnification=, "
+            "the region or zrange=."
         )
     image = np.zeros((slices, *size), np.float32)
     _DRAW[type(renderer)](renderer, image, _Molecules.of(renderer, region, table, pixel_nm), seed)

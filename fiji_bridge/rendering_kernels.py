@@ -1,8 +1,8 @@
 """The loops of `rendering`, compiled by numba.
 
-Each draws molecules in their order into the rows `first` to `last` of an image (z, y, x) float32, so that bands
-of rows can be drawn on several threads and every sum is formed in one order, which is the plugin's as well.
-Positions are in pixels and slices of the image; they are never negative along x and y.
+Each draws molecules in their order into the rows `first` to `last` of an image (z, y, x) float32, so that
+bands of rows can be drawn on several threads and every sum is formed in one order, which is the plugin's as
+well. Positions are in pixels and slices of the image; they are never negative along x and y.
 """
 
 import math
@@ -82,7 +82,7 @@ def gaussians(image, first, last, x, y, z, spread, z_spread, most, deep):
     along_x, along_y = np.empty(2 * most + 1), np.empty(2 * most + 1)
     for n in range(len(x)):
         u, v, w = int(x[n]), int(y[n]), int(z[n])
-        radius = min(int(math.ceil(3 * spread[n])), most)
+        radius = min(math.ceil(3 * spread[n]), most)
         low, high = max(v - radius, first), min(v + radius + 1, last)
         reach = max(int(3 * z_spread[n]), 1) if deep else 0
         if low >= high or w + reach < 0 or w - reach >= slices:

@@ -162,10 +162,14 @@ def _export_as_told(table: pd.DataFrame, settings: Export) -> Path:
     bare = {_UNIT.sub("", str(name)): name for name in table}
     unknown = [name for name in (*settings.columns, *settings.left_out) if name not in bare]
     if unknown:
-        raise FijiBridgeError(f"The table for {settings.path} has no column {unknown[0]}=; it has {', '.join(bare)}.")
+        raise FijiBridgeError(
+            f"The table for {settings.path} has no column {unknown[0]}=; it has {', '.join(bare)}."
+        )
     kept = [bare[name] for name in settings.chosen(list(bare))]
     with replacing(settings.path) as partial:
-        save_csv(table[kept], partial, separator="," if isinstance(settings.format, CSV) else "\t", number=False)
+        save_csv(
+            table[kept], partial, separator="," if isinstance(settings.format, CSV) else "\t", number=False
+        )
     return Path(settings.path)
 
 
@@ -175,7 +179,9 @@ def _write_thunderstorm(table: pd.DataFrame, path: Path, camera: Any, shape: Any
 
 
 def _write_later_thunderstorm(table: pd.DataFrame, path: Path, camera: Any, shape: Any) -> None:
-    _write_thunderstorm(table.rename(columns={"uncertainty [nm]": "uncertainty_xy [nm]"}), path, camera, shape)
+    _write_thunderstorm(
+        table.rename(columns={"uncertainty [nm]": "uncertainty_xy [nm]"}), path, camera, shape
+    )
 
 
 def _write_picasso(
@@ -246,7 +252,7 @@ def _write_smap(table: pd.DataFrame, path: Path, camera: Camera | None, shape: A
 
 
 def _matlab(group: h5py.Group, content: Mapping[str, Any]) -> None:
-    """Write structs of text and of columns of numbers as MATLAB 7.3 does; its axes are the other way round."""
+    """Write structs of text and columns of numbers as MATLAB 7.3 does, with the axes the other way round."""
     for name, value in content.items():
         if isinstance(value, Mapping):
             struct = group.create_group(name)
@@ -363,7 +369,9 @@ def _from_picasso(
 def _from_smap(columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
     import pandas as pd
 
-    ours = {label: columns[name].astype(np.float64) for name, label in SMAP_COLUMNS.items() if name in columns}
+    ours = {
+        label: columns[name].astype(np.float64) for name, label in SMAP_COLUMNS.items() if name in columns
+    }
     if "sigma2 [nm]" not in ours and "sigma1 [nm]" in ours:
         ours["sigma [nm]"] = ours.pop("sigma1 [nm]")
     if "channel" in ours and not ours["channel"].any():
@@ -373,7 +381,7 @@ def _from_smap(columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
 
 def _round_spots(table: pd.DataFrame) -> pd.DataFrame:
     """Put one column for those of each axis where both are the same."""
-    for both, one in ((("sigma1 [nm]", "sigma2 [nm]"), "sigma [nm]"), (("uncertainty_x [nm]", "uncertainty_y [nm]"), "uncertainty [nm]")):
-        if set(both) <= set(table) and np.array_equal(*(table[name].to_numpy() for name in both), equal_nan=True):
-            table = table.assign(**{one: table[both[0]]}).drop(columns=list(both))
+    for x, y in (("sigma1 [nm]", "sigma2 [nm]"), ("uncertainty_x [nm]", "uncertainty_y [nm]")):
+        if {x, y} <= set(table) and np.array_equal(table[x], table[y], equal_nan=True):
+            table = table.assign(**{STAND_INS[x]: table[x]}).drop(columns=[x, y])
     return table

@@ -149,9 +149,7 @@ def test_each_step_gives_the_table_of_the_plugins_own_command(
     rows, options = flat(references), made.STEPS[step].format(folder=tmp_path)
     # The plugin looks for the places of markers by a simplex, which stops at a hundredth of a nanometre.
     tolerance = {"drift_correlation": 1e-5, "drift_fiducials": 0.02}.get(step, 1e-9)
-    assert_same(
-        postprocess(rows, options, camera=made.CAMERA), references / f"flat_{step}.csv", tolerance
-    )
+    assert_same(postprocess(rows, options, camera=made.CAMERA), references / f"flat_{step}.csv", tolerance)
 
 
 def test_density_in_space(references: Path) -> None:
@@ -223,7 +221,9 @@ def test_a_saved_drift_goes_on_straight_beyond_its_frames(tmp_path: Path) -> Non
 def test_what_is_no_saved_drift_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "drift.json").write_text(content)
     with pytest.raises(FijiBridgeError, match=r"drift\.json is not a drift that ThunderSTORM saved"):
-        postprocess(table([(1, 0, 0, 9, 9, 9, 9)]), f"action=drift method=[Load from file] path={tmp_path}/drift.json")
+        postprocess(
+            table([(1, 0, 0, 9, 9, 9, 9)]), f"action=drift method=[Load from file] path={tmp_path}/drift.json"
+        )
 
 
 def test_drift_that_cannot_be_found_is_said(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_images_are_those_of_the_plugins_own_command(references, image):
 
 RENDERERS = [
     "renderer=[Averaged shifted histograms] magnification=7.3 shifts=3",
-    "renderer=[Averaged shifted histograms] magnification=2 shifts=4 threed=true zrange=-300:70:250 zshifts=3",
+    "renderer=[Averaged shifted histograms] magnification=2 threed=true zrange=-300:70:250 zshifts=3",
     "renderer=[Normalized Gaussian] magnification=6.7",
     "renderer=[Normalized Gaussian] magnification=4 dxforce=true dx=35",
     "renderer=[Normalized Gaussian] magnification=2.5 threed=true zrange=-250:90:300",
@@ -148,9 +148,7 @@ def test_without_a_region_the_image_is_that_of_the_stack_or_what_the_molecules_s
 def test_molecules_without_a_position_are_left_out_and_without_an_uncertainty_have_the_usual():
     unknown = table([np.nan, 500], [10, 500], **{"uncertainty [nm]": [5.0, np.nan]})
     image = render(unknown, f"renderer=[Normalized Gaussian] dx=30 {WHOLE}", camera=CAMERA)
-    usual = render(
-        unknown[1:], f"renderer=[Normalized Gaussian] dx=30 dxforce=true {WHOLE}", camera=CAMERA
-    )
+    usual = render(unknown[1:], f"renderer=[Normalized Gaussian] dx=30 dxforce=true {WHOLE}", camera=CAMERA)
     assert np.isfinite(image).all()
     np.testing.assert_array_equal(image, usual)
 

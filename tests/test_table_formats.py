@@ -44,7 +44,7 @@ def assert_like(found: pd.DataFrame, expected: pd.DataFrame, rtol: float = 1e-6)
 
 
 # Picasso 0.11.3 fits spots of a simulated movie 0.500 ± 0.005 px left of and above ThunderSTORM's positions,
-# since the centre of its first pixel is 0; its `load_locs` keeps rows whose numbers are finite and not negative.
+# since the centre of its first pixel is 0; its `load_locs` keeps rows of finite numbers, none negative.
 
 
 def test_picasso_counts_frames_from_0_and_pixels_from_their_centres(tmp_path: Path) -> None:
@@ -120,7 +120,12 @@ def test_a_table_goes_to_smap_and_back(tmp_path: Path, table: pd.DataFrame) -> N
 def test_smap_files_of_older_matlab_versions_are_read(tmp_path: Path) -> None:
     from scipy.io import savemat
 
-    rows = {"xnm": [[50.0], [60.0]], "ynm": [[1.0], [2.0]], "frame": [[1.0], [3.0]], "PSFxnm": [[130.0], [120.0]]}
+    rows = {
+        "xnm": [[50.0], [60.0]],
+        "ynm": [[1.0], [2.0]],
+        "frame": [[1.0], [3.0]],
+        "PSFxnm": [[130.0], [120.0]],
+    }
     savemat(tmp_path / "b_sml.mat", {"saveloc": {"loc": rows, "info": {"Width": 5.0}}})
     back = read_localizations(tmp_path / "b_sml.mat")
     assert back.to_dict("list") == {
@@ -131,7 +136,19 @@ def test_smap_files_of_older_matlab_versions_are_read(tmp_path: Path) -> None:
 def test_smaps_text_has_its_names(tmp_path: Path) -> None:
     export(TABLE, tmp_path / "a.csv", format="smap")
     rows = pd.read_csv(tmp_path / "a.csv")
-    names = ["frame", "xnm", "ynm", "phot", "bg", "PSFxnm", "PSFynm", "locprecnm", "xnmerr", "ynmerr", "channel"]
+    names = [
+        "frame",
+        "xnm",
+        "ynm",
+        "phot",
+        "bg",
+        "PSFxnm",
+        "PSFynm",
+        "locprecnm",
+        "xnmerr",
+        "ynmerr",
+        "channel",
+    ]
     assert list(rows) == names
     assert rows["xnm"].tolist() == [50, 1230]
 
@@ -146,7 +163,9 @@ def test_picasso_opens_our_files(tmp_path: Path) -> None:
     assert (about[0]["Width"], about[0]["Pixelsize"]) == (64, 100.0)
     np.testing.assert_allclose(rows["x"], [0.0, 11.8], rtol=1e-6)
     export(TABLE, tmp_path / "b.csv", format="thunderstorm-1.4")
-    np.testing.assert_allclose(io.import_ts(str(tmp_path / "b.csv"), 100.0)[0]["lpx"], [0.08, 0.07], rtol=1e-6)
+    np.testing.assert_allclose(
+        io.import_ts(str(tmp_path / "b.csv"), 100.0)[0]["lpx"], [0.08, 0.07], rtol=1e-6
+    )
     export(SPATIAL, tmp_path / "c_sml.mat")
     rows, _ = io.import_smap(str(tmp_path / "c_sml.mat"), 100.0)
     np.testing.assert_allclose(rows["z"], SPATIAL["z [nm]"])
@@ -179,7 +198,9 @@ def test_csv_of_old_and_new_versions_are_the_same_table(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(old, new)
 
 
-@pytest.mark.parametrize(("suffix", "name"), [("csv", "CSV (comma separated)"), ("xls", "XLS (tab separated)")])
+@pytest.mark.parametrize(
+    ("suffix", "name"), [("csv", "CSV (comma separated)"), ("xls", "XLS (tab separated)")]
+)
 def test_an_option_string_writes_what_the_plugins_command_wrote(
     references: Path, tmp_path: Path, suffix: str, name: str
 ) -> None:
@@ -187,7 +208,9 @@ def test_an_option_string_writes_what_the_plugins_command_wrote(
     export(references / "short.csv", f"filepath=[{path}] fileformat=[{name}] id=false chi2=false")
     theirs = (references / f"format.{suffix}").read_text()
     assert path.read_text().splitlines()[0] == theirs.splitlines()[0]
-    np.testing.assert_array_equal(read_localizations(path), read_localizations(references / f"format.{suffix}"))
+    np.testing.assert_array_equal(
+        read_localizations(path), read_localizations(references / f"format.{suffix}")
+    )
     export(references / "short.csv", f"filepath=[{path}] fileformat=[{name}] id=true")
     assert "id" in read_localizations(path)
 

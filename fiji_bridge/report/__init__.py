@@ -189,9 +189,7 @@ def _rendered(comparison: "Comparison") -> dict[str, Any]:
     renderer = NormalizedGaussian(
         magnification=float(MAGNIFICATION), uncertainty_nm=width, force_uncertainty=True
     )
-    drawn = {
-        way: draw(renderer, region, table, pixel_size)[0] for way, table in comparison.tables.items()
-    }
+    drawn = {way: draw(renderer, region, table, pixel_size)[0] for way, table in comparison.tables.items()}
     bright = drawn["raw"][drawn["raw"] > drawn["raw"].max() * 0.02]
     peak = float(np.percentile(bright, 98)) if bright.size else 1.0
     return {

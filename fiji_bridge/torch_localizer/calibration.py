@@ -7,7 +7,8 @@ import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
 
-_LINE = re.compile(r"^\s*(\w+)\s*:\s*([-+.\deE]+)\s*$", re.MULTILINE)
+_NUMBER = re.compile(r"\b(\w+)\s*:\s*([-+]?[.\d][-+.\deE]*)(?=[\s,}]|$)")
+"""A key and its number, a line each or, as the plugin writes them, in braces."""
 _NUMBERS = ("w0", "a", "b", "c", "d")
 
 
@@ -37,10 +38,11 @@ def read_calibration(path: str) -> np.ndarray:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FijiBridgeError(f"Cannot read the calibration {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FijiBridgeError(f"Cannot read the calibration {path}: {reason}.") from error
     kinds = {"PolynomialCalibration": 0.0, "DaostormCalibration": 1.0}
     kind = next((number for name, number in kinds.items() if name in text), None)
-    values = {name: float(number) for name, number in _LINE.findall(text)}
+    values = {name: float(number) for name, number in _NUMBER.findall(text)}
     keys = ["angle", *(f"{name}{axis}" for axis in (1, 2) for name in _NUMBERS)]
     missing = [key for key in keys if key not in values and not key.startswith("w0")]
     if kind is None or missing:
