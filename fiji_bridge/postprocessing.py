@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -170,18 +170,17 @@ def _duplicates(table: pd.DataFrame, formula: str) -> npt.NDArray[np.bool_]:
     As in the plugin, of two that are equally certain none stays.
     """
     require_columns(table, ("uncertainty [nm]",), "The table for duplicates")
-    uncertainty = table["uncertainty [nm]"].to_numpy()
+    from fiji_bridge.postprocessing_kernels import duplicates
+
     radius = np.broadcast_to(np.asarray(_evaluate(table, formula), float), len(table))
     radius = np.where(np.isfinite(radius), np.abs(radius), 0.0)
-    place = table[_PLACE].to_numpy()
-    duplicate = np.zeros(len(table), np.bool_)
-    for rows in table.groupby("frame", sort=True).indices.values():
-        near = cKDTree(place[rows]).query_ball_point(place[rows], radius[rows])
-        for row, others in zip(rows, near, strict=True):
-            others = rows[[other for other in others if rows[other] != row]]
-            inside = ((place[others] - place[row]) ** 2).sum(1) < radius[row] ** 2
-            duplicate[row] = (uncertainty[others[inside]] <= uncertainty[row]).any()
-    return duplicate
+    frames, (x, y) = table["frame"].to_numpy(), table[_PLACE].to_numpy(float).T
+    order = np.lexsort((x, frames))
+    starts = np.append(np.unique(frames[order], return_index=True)[1], len(table))
+    uncertainty = table["uncertainty [nm]"].to_numpy(float)
+    found = np.empty(len(table), np.bool_)
+    found[order] = duplicates(starts, x[order], y[order], radius[order], uncertainty[order])
+    return found
 
 
 def _neighbours(table: pd.DataFrame, step: LocalDensity) -> npt.NDArray[np.int64]:
@@ -196,34 +195,17 @@ def _neighbours(table: pd.DataFrame, step: LocalDensity) -> npt.NDArray[np.int64
 # Molecules that shine on
 
 
-class _Strategy(NamedTuple):
-    """How long a molecule stays open and where it is looked for: functions of its rows so far."""
+def _chains(
+    table: pd.DataFrame, place: Array, distance: float, *, off: int, most: int = 0, recent: int = 1
+) -> npt.NDArray[np.int64]:
+    """Give each molecule the number of its chain; see `postprocessing_kernels.chains`."""
+    from fiji_bridge.postprocessing_kernels import chains
 
-    closed: Callable[[int, list[int]], bool]
-    place: Callable[[list[int]], Array]
-
-
-def _chains(table: pd.DataFrame, place: Array, distance: float, strategy: _Strategy) -> list[list[int]]:
-    """Join each molecule to the nearest open chain of frames before, if that is within the distance.
-
-    Several of one frame can join the same chain, as in the plugin.
-    """
-    chains: list[list[int]] = []
-    active: list[list[int]] = []
-    for frame, rows in sorted(table.groupby("frame").indices.items()):
-        active = [chain for chain in active if not strategy.closed(int(frame), chain)]
-        nearest = np.full(len(rows), -1)
-        if active:
-            tree = cKDTree(np.array([strategy.place(chain) for chain in active]))
-            nearest = tree.query(place[rows])[1]
-        known = list(active)
-        for row, index in zip(rows.tolist(), nearest, strict=True):
-            if index >= 0 and ((strategy.place(known[index]) - place[row]) ** 2).sum() < distance**2:
-                known[index].append(row)
-            else:
-                chains.append([row])
-                active.append(chains[-1])
-    return chains
+    frames = table["frame"].to_numpy(np.int64)
+    order = np.argsort(frames, kind="stable")
+    number = np.empty(len(table), np.int64)
+    number[order] = chains(frames[order], place[order], distance, off, most, recent)
+    return number
 
 
 _MEAN = ("x", "y", "z", "sigma", "sigma1", "sigma2", "offset", "angle")
@@ -236,19 +218,11 @@ def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataF
         return table.copy()
     if "id" not in table:
         table = table.assign(id=np.arange(1, len(table) + 1))
-    frames, place = table["frame"].to_numpy(), np.zeros((len(table), 3))
+    place = np.zeros((len(table), 3))
     place[:, :2] = table[_PLACE]
     if "z [nm]" in table:
         place[:, 2] = table["z [nm]"] * step.z_weight
-
-    def closed(frame: int, chain: list[int]) -> bool:
-        long_enough = step.most_frames > 0 and frame - frames[chain[0]] >= step.most_frames
-        return bool(long_enough or frame - 1 - frames[chain[-1]] > step.off_frames)
-
-    chains = _chains(table, place, step.distance_nm, _Strategy(closed, lambda chain: place[chain[-1]]))
-    number = np.empty(len(table), np.int64)
-    for index, chain in enumerate(chains):
-        number[chain] = index
+    number = _chains(table, place, step.distance_nm, off=step.off_frames, most=step.most_frames)
     how = {}
     for name in table:
         bare = _UNIT.sub("", str(name))
@@ -542,25 +516,21 @@ def _value_of(curve: PPoly, frames: Array) -> Array:
 
 
 def _marked(table: pd.DataFrame, step: FiducialDrift) -> _Motion:
-    frames, place = table["frame"].to_numpy(float), table[_PLACE].to_numpy(float)
+    ordered = table.sort_values("frame", kind="stable")
+    frames, place = ordered["frame"].to_numpy(float), ordered[_PLACE].to_numpy(float)
     known = np.unique(frames)
-    strategy = _Strategy(
-        # The plugin looks back when it is done with a frame, so from the one before.
-        closed=lambda frame, chain: (
-            known[max(int(np.searchsorted(known, frame)) - 1, 0)] - frames[chain[-1]] > 2 * len(chain)
-        ),
-        place=lambda chain: place[chain[-5:]].mean(0),
-    )
-    chains = _chains(table, place, step.distance_nm, strategy)
+    spatial = np.pad(place, ((0, 0), (0, 1)))
+    number = _chains(ordered, spatial, step.distance_nm, off=-1, recent=5)
     least = step.on_time_ratio * (known[-1] - known[0])
-    markers = [chain for chain in chains if len(chain) > least]
-    if not markers:
+    lengths = np.bincount(number)
+    rows = np.flatnonzero(lengths[number] > least)
+    if not len(rows):
         raise FijiBridgeError(
             f"No molecule shines in more than {least:.0f} frames, as markers must; lower ontimeratio= or "
             "raise distancethr=."
         )
-    rows = np.concatenate(markers)
-    marker = np.repeat(np.arange(len(markers)), [len(chain) for chain in markers])
+    rows = rows[np.argsort(number[rows], kind="stable")]
+    marker = np.unique(number[rows], return_inverse=True)[1]
     moved = place[rows] - _marker_places(frames[rows], marker, place[rows])[marker]
     order = np.argsort(frames[rows], kind="stable")
     at, moved = frames[rows][order], moved[order] - moved[order[0]]

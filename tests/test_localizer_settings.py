@@ -1,4 +1,4 @@
-"""What the torch engine has beyond the plugin is reached from `localize` in Python and on the command line."""
+"""What the torch engine has beyond the plugin is reached in Python and on the command line."""
 
 import contextlib
 import importlib.util
@@ -120,7 +120,10 @@ def test_positions_in_space_by_the_plugins_own_calibration_are_the_plugins(
     [
         (["--false-alarm-rate", 0.7], "between 0 and 0.5"),
         (["--false-alarm-rate", 1e-4, "--engine", "thunderstorm"], "use --engine torch"),
-        (["--false-alarm-rate", 1e-4, "--options", "estimator=[Radial symmetry]"], "needs the molecules' sigma"),
+        (
+            ["--false-alarm-rate", 1e-4, "--options", "estimator=[Radial symmetry]"],
+            "needs the molecules' sigma",
+        ),
         (["--known-sigma", "--options", "estimator=[No estimator]"], "symmetric Gaussian"),
         (["--uncertainty", "crlb", "--options", "estimator=[Radial symmetry]"], "fits of a Gaussian"),
         (["--background", "light.npy", "--options", "estimator=[Radial symmetry]"], "fits of a Gaussian"),
@@ -129,7 +132,10 @@ def test_positions_in_space_by_the_plugins_own_calibration_are_the_plugins(
         (["--variance", "none.tif"], "Cannot open"),
         (["--variance", "small.npy", "--false-alarm-rate", 1e-4], "shape"),
         (["--options", ELLIPTICAL, "--engine", "torch"], "needs calibrationpath="),
-        (["--options", f"{ELLIPTICAL} calibrationpath=none.yaml", "--engine", "torch"], "Cannot read the calib"),
+        (
+            ["--options", f"{ELLIPTICAL} calibrationpath=none.yaml", "--engine", "torch"],
+            "Cannot read the calib",
+        ),
         (["--device", "abacus", "--engine", "torch"], "device 'abacus' cannot be used"),
         (["--fit-stack", "light.npy", "--engine", "torch"], "light.npy"),
     ],
@@ -185,7 +191,10 @@ def test_a_table_goes_through_every_command(movie: Path, references: Path) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["postprocess", "flat.csv", "--out", "flat.csv", "--options", "action=merge"], "is the input itself"),
+        (
+            ["postprocess", "flat.csv", "--out", "flat.csv", "--options", "action=merge"],
+            "is the input itself",
+        ),
         (["postprocess", "flat.csv", "--out", "a.csv"], "Choose action="),
         (["postprocess", "none.csv", "--out", "a.csv", "--options", "action=merge"], "none.csv"),
         (["drift", "flat.csv", "--out", "a.csv", "--options", "action=merge"], "finds no drift"),
