@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import fft
 from scipy.interpolate import CubicSpline, PPoly
 from scipy.spatial import cKDTree
 
@@ -422,11 +423,11 @@ class _Correlation:
         self.size, self.magnification = size, magnification
         image = self._image(first)
         self.side = 2 ** math.ceil(math.log2(max(image.shape)))
-        self.first = np.fft.rfft2(self._padded(image))
+        self.first = fft.rfft2(self._padded(image), workers=-1)
 
     def __call__(self, places: Array) -> Array:
-        product = self.first * np.conj(np.fft.rfft2(self._padded(self._image(places))))
-        return np.fft.fftshift(np.fft.irfft2(product, s=(self.side, self.side)))
+        product = self.first * np.conj(fft.rfft2(self._padded(self._image(places)), workers=-1))
+        return fft.fftshift(fft.irfft2(product, s=(self.side, self.side), workers=-1))
 
     def _image(self, places: Array) -> Array:
         width, height = self.size.tolist()
