@@ -7,6 +7,7 @@ up and then measured; the plugin's time has the columns' way to Java and the ima
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,22 +71,14 @@ def main() -> None:
     arguments = parser.parse_args()
     region = f"imwidth={SIDE} imheight={SIDE}"
     drawn, table = filaments(arguments.molecules), filaments(arguments.rows)
-    rows = []
-    for name, options in RENDERERS.items():
-        text = f"{options} {region}"
-        ours, theirs = (
-            seconds(lambda module=module: module.render(drawn, text, camera=CAMERA))  # noqa: B023
-            for module in (rendering, thunderstorm)
-        )
-        rows.append((name, len(drawn), ours[0], theirs[0], *theirs / ours))
-    for name, step in STEPS.items():
-        ours, theirs = (
-            seconds(lambda module=module: module.postprocess(table, step, camera=CAMERA))  # noqa: B023
-            for module in (postprocessing, thunderstorm)
-        )
-        rows.append((name, len(table), ours[0], theirs[0], *theirs / ours))
-    names = ["", "molecules", "ours [s]", "plugin [s]", "ratio", "of processor time"]
-    print(pd.DataFrame(rows, columns=names).to_string(index=False, float_format=lambda value: f"{value:.3g}"))
+    jobs = [(rendering.render, thunderstorm.render, drawn, n, f"{o} {region}") for n, o in RENDERERS.items()]
+    jobs += [(postprocessing.postprocess, thunderstorm.postprocess, table, n, o) for n, o in STEPS.items()]
+    print(f"{'':28} molecules  ours [s]  plugin [s]  ratio  of processor time")
+    for our, their, rows, name, options in jobs:
+        ours, theirs = (seconds(partial(work, rows, options, camera=CAMERA)) for work in (our, their))
+        wall, processor = theirs / ours
+        line = f"{name:28} {len(rows):9,} {ours[0]:9.3f} {theirs[0]:11.3f} {wall:6.1f} {processor:18.1f}"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
