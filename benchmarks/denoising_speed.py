@@ -24,11 +24,12 @@ from torch.overrides import TorchFunctionMode
 
 from fiji_bridge import denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.crops import CropPool
-from fiji_bridge.denoising.model import choose_device, has_bfloat16
+from fiji_bridge.denoising.model import has_bfloat16
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES
 from fiji_bridge.denoising.prediction import symmetric_outputs
 from fiji_bridge.denoising.training import DEFAULT_ENGINE, Schedule, _Run
+from fiji_bridge.devices import choose_device
 from fiji_bridge.progress import silent
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"

@@ -20,21 +20,29 @@ if TYPE_CHECKING:
     from fiji_bridge.localizations import read_localizations as read_localizations
     from fiji_bridge.localizations import write_localizations as write_localizations
     from fiji_bridge.localizers import localize as localize
+    from fiji_bridge.postprocessing import drift as drift
+    from fiji_bridge.postprocessing import postprocess as postprocess
+    from fiji_bridge.rendering import render as render
     from fiji_bridge.simulation import simulate as simulate
     from fiji_bridge.stack import open_stack as open_stack
     from fiji_bridge.stack import write_stack as write_stack
+    from fiji_bridge.table_formats import export as export
 
 _HOME = {
     "Camera": "camera",
     "FijiBridgeError": "errors",
     "compare": "comparison",
     "denoise": "denoising",
+    "drift": "postprocessing",
     "estimate_camera": "camera",
     "evaluate": "evaluation",
+    "export": "table_formats",
     "load_model": "denoising",
     "localize": "localizers",
     "open_stack": "stack",
+    "postprocess": "postprocessing",
     "read_localizations": "localizations",
+    "render": "rendering",
     "simulate": "simulation",
     "train": "denoising",
     "write_localizations": "localizations",

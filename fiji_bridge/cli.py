@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import fiji_bridge
-from fiji_bridge.engines import ENGINES, ESTIMATORS, TARGETED, UNTRAINED
+from fiji_bridge.engines import ENGINES, ESTIMATORS, TABLE_FORMATS, TARGETED, UNCERTAINTIES, UNTRAINED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_model_target, check_target, jsonable
 
@@ -211,6 +211,56 @@ def build_parser() -> Parser:
     )
     camera(sub)
     localizing(sub)
+    sub.add_argument("--fit-stack", type=Path, metavar="STACK", help="fit on this version of the frames")
+    sub.add_argument("--strength", action="store_true", help="add the column strength, in thresholds")
+    sub.add_argument("--device", help="where torch computes, cuda or cpu; left out: CUDA when present")
+    beyond = sub.add_argument_group("what only the torch engine has, and so chooses it")
+    beyond.add_argument(
+        "--false-alarm-rate",
+        type=positive,
+        metavar="RATE",
+        help="detect by likelihood ratio, with so many false alarms a pixel of an empty frame, such as 1e-4",
+    )
+    beyond.add_argument(
+        "--uncertainty",
+        choices=UNCERTAINTIES,
+        help=f"formula of the uncertainty (default {UNCERTAINTIES[0]}, the plugin's)",
+    )
+    beyond.add_argument(
+        "--background", type=Path, metavar="FILE", help="light that is not of molecules, each pixel [photons]"
+    )
+    beyond.add_argument(
+        "--variance", type=Path, metavar="FILE", help="variance of each pixel's read noise [photons²]"
+    )
+    beyond.add_argument(
+        "--known-sigma", action="store_true", help="keep sigma= of the options, without fitting it"
+    )
+
+    def table(sub: argparse.ArgumentParser, options: str) -> None:
+        sub.add_argument(
+            "table", type=Path, metavar="TABLE", help="ThunderSTORM .csv, Picasso .hdf5, SMAP .mat"
+        )
+        if options:
+            sub.add_argument("--options", default="", metavar="STRING", help=options)
+        sub.add_argument("--camera", metavar="SETUP", help="Camera setup string, for the pixel size")
+
+    sub = command("postprocess", run_postprocess, "Do a step of ThunderSTORM's post-processing of a table.")
+    table(sub, "Show results table string: action=filter, duplicates, density, merge, drift or offset")
+    sub.add_argument("--out", required=True, type=Path, metavar="CSV", help="the table to write")
+
+    sub = command("drift", run_drift, "Write the curve of the drift that a table shows.")
+    table(sub, "action=drift method=[Cross correlation] or [Fiducial markers] …; save=true path= keeps it")
+    sub.add_argument("--out", required=True, type=Path, metavar="CSV", help="frame, x and y in nm")
+
+    sub = command("render", run_render, "Draw a table as a super-resolution image, as ThunderSTORM does.")
+    table(sub, "Visualization string, such as renderer=[Normalized Gaussian] magnification=10")
+    sub.add_argument("--out", required=True, type=Path, metavar="FILE", help="the image: .tif or .zarr")
+    sub.add_argument("--seed", type=int, default=0, help="seed of the random numbers (default 0)")
+
+    sub = command("export", run_export, "Write a table for ThunderSTORM, Picasso, SMAP or locan.")
+    table(sub, "")
+    sub.add_argument("--out", required=True, type=Path, metavar="FILE", help="its suffix names the format")
+    sub.add_argument("--format", choices=TABLE_FORMATS, help="in place of the suffix's")
 
     sub = command("evaluate", run_evaluate, "Compare localizations with ground truth, as the plugin does.")
     sub.add_argument("table", type=Path, metavar="CSV", help="localizations in ThunderSTORM's CSV")
@@ -434,6 +484,10 @@ def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
 def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Localize molecules in one stack, or in each of a batch."""
     camera = camera_of(arguments)
+    if arguments.batch and arguments.fit_stack is not None and len(arguments.stack) > 1:
+        raise FijiBridgeError("--fit-stack belongs to one stack; run `localize` without --batch for it.")
+    names = ("false_alarm_rate", "uncertainty", "background", "variance", "known_sigma")
+    settings = {name: value for name in names if (value := getattr(arguments, name))}
 
     def one(source: Any, out: Path) -> Result:
         table = fiji_bridge.localize(
@@ -441,15 +495,62 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
             camera=camera,
             options=arguments.options,
             engine=arguments.engine,
+            fit_stack=arguments.fit_stack,
+            strength=arguments.strength,
             thunderstorm_jar=arguments.thunderstorm_jar,
+            device=arguments.device,
             out=out,
             progress=bar,
+            **settings,
         )
         engine = table.attrs.get("engine")
         text = f"{len(table):,} localizations written to {out} (engine: {engine})"
         return text, {"out": str(out), "localizations": len(table), "engine": engine}
 
     return batch(arguments, ".csv", one)
+
+
+def run_postprocess(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Do one step of post-processing."""
+    check_output([arguments.table], arguments.out)
+    table = fiji_bridge.postprocess(
+        arguments.table, arguments.options, camera=camera_of(arguments), out=arguments.out
+    )
+    text = f"{len(table):,} molecules written to {arguments.out}"
+    return text, {"out": str(arguments.out), "molecules": len(table)}
+
+
+def run_drift(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Find the drift."""
+    check_output([arguments.table], arguments.out)
+    curve = fiji_bridge.drift(
+        arguments.table, arguments.options, camera=camera_of(arguments), out=arguments.out
+    )
+    text = f"Drift of {len(curve):,} frames written to {arguments.out}"
+    return text, {"out": str(arguments.out), "frames": len(curve)}
+
+
+def run_render(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Draw a table."""
+    check_output([arguments.table], arguments.out)
+    image = fiji_bridge.render(
+        arguments.table,
+        arguments.options,
+        camera=camera_of(arguments),
+        seed=arguments.seed,
+        out=arguments.out,
+    )
+    size = {"shape": list(image.shape), "pixel_size_nm": image.attrs["pixel_size_nm"]}
+    return f"{arguments.out} written", {"out": str(arguments.out), **size}
+
+
+def run_export(arguments: argparse.Namespace, bar: Bar) -> Result:
+    """Write a table in the format of another program."""
+    check_output([arguments.table], arguments.out)
+    table = fiji_bridge.read_localizations(arguments.table, camera=camera_of(arguments))
+    fiji_bridge.export(table, arguments.out, format=arguments.format, camera=camera_of(arguments))
+    text = f"{len(table):,} molecules written to {arguments.out}"
+    return text, {"out": str(arguments.out), "molecules": len(table)}
 
 
 def run_thunderstorm(arguments: argparse.Namespace, bar: Bar) -> Result:

@@ -39,7 +39,8 @@ def read_calibration(path: str) -> np.ndarray:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise FijiBridgeError(f"Cannot read the calibration {path}: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise FijiBridgeError(f"Cannot read the calibration {path}: {reason}.") from error
     kinds = {"PolynomialCalibration": 0.0, "DaostormCalibration": 1.0}
     kind = next((number for name, number in kinds.items() if name in text), None)
     values = {name: float(number) for name, number in _ENTRY.findall(text)}

@@ -38,17 +38,21 @@ COLUMNS = (
 REQUIRED = ("frame", "x [nm]", "y [nm]")
 """What a table needs to be a table of molecules."""
 
+CAMERA_SETUP, STACK_SHAPE = "camera_setup", "stack_shape"
+"""What ``attrs`` of a table say of its stack: the camera's setup string, and frames, height and width."""
+
 _LABEL = re.compile(r"\s*(?P<name>.*?)\s*(?:\[(?P<unit>[^\]]*)\])?\s*")
 _COUNTS = ("id", "frame")
 
 
-def read_localizations(path: str | os.PathLike[str], *, camera: Camera | None = None) -> pd.DataFrame:
-    """Read a table that any version of ThunderSTORM wrote, or one laid out like it.
+def read_localizations(path: str | os.PathLike[str], *, camera: Camera | str | None = None) -> pd.DataFrame:
+    """Read a table that any version of ThunderSTORM wrote, or one laid out like it, or Picasso's or SMAP's.
 
     Parameters
     ----------
     path
-        A CSV file; tabs and semicolons do as separators, quotes in the header are optional.
+        A CSV file; tabs and semicolons do as separators, quotes in the header are optional. Or .hdf5 or .h5
+        of Picasso, or .mat (version 7.3) of SMAP.
     camera
         Converts positions in pixels and intensities in ADU; tables in nm and photons do not need it.
 
@@ -56,7 +60,8 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | None = 
     -------
     pandas.DataFrame
         The file's columns in nm and photons; ``uncertainty_xy`` of later versions is named
-        ``uncertainty [nm]``. ``attrs["source"]`` is the path.
+        ``uncertainty [nm]``. ``attrs["source"]`` is the path. Files of Picasso also say the pixel size and
+        the size of the stack, for `render` and `export`.
 
     Raises
     ------
@@ -64,12 +69,14 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | None = 
         If the file cannot be read, lacks ``frame``, ``x`` or ``y``, has a value that is not a number, counts
         frames from 0, or needs a camera that was not given.
     """
-    import pandas as pd
-
-    path = Path(path)
-    table = _read_text_table(path)
+    path, camera = Path(path), parsed_camera(camera)
     source = str(path)
-    table = _in_house_units(_known_names(table), camera, source)
+    if path.suffix.lower() in (".hdf5", ".h5", ".mat"):
+        from fiji_bridge.table_formats import read_hdf5
+
+        table = read_hdf5(path, camera)
+    else:
+        table = _in_house_units(_known_names(_read_text_table(path)), camera, source)
     require_columns(table, REQUIRED, source)
     for column in table.columns:
         table[column] = _numbers(table[column], source)
@@ -78,7 +85,34 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | None = 
     if (table["frame"] < 1).any():
         raise FijiBridgeError(f"{source} has a frame {table['frame'].min()}; number the frames from 1.")
     table.attrs["source"] = source
-    return pd.DataFrame(table)
+    return table
+
+
+def as_table(
+    table: pd.DataFrame | str | os.PathLike[str], camera: Camera | str | None = None
+) -> pd.DataFrame:
+    """Give a table as it is, or read it from its file."""
+    return read_localizations(table, camera=camera) if isinstance(table, (str, os.PathLike)) else table
+
+
+def parsed_camera(camera: Camera | str | None) -> Camera | None:
+    """Give a camera as it is, or as its `Camera setup` string says."""
+    if not isinstance(camera, str):
+        return camera
+    from fiji_bridge.camera import Camera
+
+    return Camera.parse(camera)
+
+
+def camera_of(table: pd.DataFrame, camera: Camera | str | None = None) -> Camera | None:
+    """Give the camera that is known, or else the one with which the table was localized."""
+    return parsed_camera(camera or table.attrs.get(CAMERA_SETUP))
+
+
+def frame_shape(table: pd.DataFrame) -> tuple[int, int] | None:
+    """Give height and width [pixels] of the frames in which the table was localized, where that is known."""
+    shape = table.attrs.get(STACK_SHAPE)
+    return shape and (int(shape[-2]), int(shape[-1]))
 
 
 def write_localizations(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
@@ -96,16 +130,21 @@ def write_localizations(table: pd.DataFrame, path: str | os.PathLike[str]) -> No
         save_csv(table, partial)
 
 
-def save_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write as `write_localizations` does, to a path that the caller puts in place."""
+def save_csv(table: pd.DataFrame, path: Path, *, separator: str = ",", number: bool = True) -> None:
+    """Write as `write_localizations` does, to a path that the caller puts in place.
+
+    `number` gives ids to a table that has none.
+    """
     import csv
 
-    if "id" not in table:
+    if number and "id" not in table:
         table = table.copy()
         table.insert(0, "id", range(1, len(table) + 1))
     # Java reads "Infinity", not "inf".
     spelled = table.astype("float64").astype(object).replace({math.inf: "Infinity", -math.inf: "-Infinity"})
-    spelled.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC, na_rep="NaN", lineterminator="\n")
+    spelled.to_csv(
+        path, sep=separator, index=False, quoting=csv.QUOTE_NONNUMERIC, na_rep="NaN", lineterminator="\n"
+    )
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:

@@ -6,12 +6,15 @@ import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from fiji_bridge.camera import Camera, estimate_camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
-from fiji_bridge.localizations import save_csv
+from fiji_bridge.localizations import CAMERA_SETUP, STACK_SHAPE, save_csv
 from fiji_bridge.progress import Progress
 from fiji_bridge.stack import open_stack, positions
 
@@ -91,14 +94,15 @@ def localize(
         Called with the stage, what is done and the total.
     **torch_settings
         What only the torch engine has, and so choose it: ``uncertainty``, ``background``, ``variance``,
-        ``known_sigma`` and ``false_alarm_rate``; see `torch_localizer.localize`.
+        ``known_sigma`` and ``false_alarm_rate``; see `torch_localizer.localize`. The two maps may be paths
+        of images, or of .npy files.
 
     Returns
     -------
     pandas.DataFrame
         ThunderSTORM's columns in nm and photons, and ``channel`` and ``slice`` where the stack has several.
-        ``attrs`` has the ``engine`` used, the ``camera``'s source, and ``warnings`` of its estimation and
-        of the engine.
+        ``attrs`` has the ``engine`` used, the ``camera``'s source and ``camera_setup``, the ``stack_shape``,
+        and ``warnings`` of its estimation and of the engine.
 
     Raises
     ------
@@ -109,7 +113,9 @@ def localize(
 
     unknown = [setting for setting in torch_settings if setting not in TORCH_SETTINGS]
     if unknown:
-        raise FijiBridgeError(f"There is no setting {unknown[0]}; the torch engine's are {TORCH_SETTINGS}.")
+        raise FijiBridgeError(
+            f"There is no setting {unknown[0]}; the torch engine's are {', '.join(TORCH_SETTINGS)}."
+        )
     if torch_settings and (engine or "torch") != "torch":
         raise FijiBridgeError(f"Only the torch engine has {', '.join(torch_settings)}; use --engine torch.")
     name = "torch" if torch_settings else _choose_engine(engine, thunderstorm_jar)
@@ -120,6 +126,8 @@ def localize(
             f"{fitted.attrs['source']} has the shape {dict(fitted.sizes)} and {opened.attrs['source']} "
             f"{dict(opened.sizes)}; detect and fit on versions of the same frames."
         )
+    for pixels in torch_settings.keys() & {"background", "variance"}:
+        torch_settings[pixels] = _pixel_map(pixels, torch_settings[pixels])
     warnings: list[str] = []
     settings: dict[str, Any] = (
         {"jar": thunderstorm_jar} if name == "thunderstorm" else {"device": device, **torch_settings}
@@ -149,7 +157,25 @@ def localize(
         if partial is not None:
             save_csv(table, partial)
     table.attrs = {"engine": name, "camera": known.source, "warnings": tuple(warnings)}
+    # What drawing and exporting the table needs. Maps have no place in a text, nor use there.
+    plain = known.replace(offset_map=None, gain_map=None, variance_map=None)
+    table.attrs |= {CAMERA_SETUP: plain.options(), STACK_SHAPE: tuple(opened.sizes[dim] for dim in "tyx")}
     return table
+
+
+def _pixel_map(name: str, given: Any) -> Any:
+    """Read a map of the pixels if it is a path."""
+    if not isinstance(given, (str, os.PathLike)):
+        return given
+    path = Path(given)
+    if path.suffix.lower() != ".npy":
+        values = open_stack(path).to_numpy()
+        return values[0] if len(values) == 1 else values
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FijiBridgeError(f"Cannot read {name} {path}: {reason}.") from error
 
 
 def _choose_engine(engine: str | None, jar: str | os.PathLike[str] | None) -> str:

@@ -6,22 +6,29 @@ give its rows and numbers.
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.interpolate import CubicSpline
+from scipy import fft
+from scipy.interpolate import CubicSpline, PPoly
 from scipy.spatial import cKDTree
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.files import replacing
 from fiji_bridge.formulas import Call, Node, Number, Operation, Variable, parse_formula
-from fiji_bridge.localizations import REQUIRED, require_columns
+from fiji_bridge.localizations import REQUIRED, as_table, camera_of, require_columns, save_csv
+from fiji_bridge.rendering import Region, draw
 from fiji_bridge.thunderstorm.settings import (
+    AveragedShiftedHistograms,
     CrossCorrelationDrift,
     FiducialDrift,
     FilterResults,
@@ -29,6 +36,7 @@ from fiji_bridge.thunderstorm.settings import (
     Merge,
     PostProcessing,
     RemoveDuplicates,
+    SavedDrift,
     StageOffset,
 )
 
@@ -36,28 +44,34 @@ if TYPE_CHECKING:
     from fiji_bridge.camera import Camera
 
 Array = npt.NDArray[np.float64]
-Curve = Callable[[Array], Array]
 
 _PLACE = ["x [nm]", "y [nm]"]
 _UNIT = re.compile(r"\s*\[.*\]$")
 
 
 def postprocess(
-    table: pd.DataFrame, options: str | PostProcessing, *, camera: Camera | None = None
+    table: pd.DataFrame | str | os.PathLike[str],
+    options: str | PostProcessing,
+    *,
+    camera: Camera | str | None = None,
+    out: str | os.PathLike[str] | None = None,
 ) -> pd.DataFrame:
-    """Do one step of post-processing.
+    """Do one step of ThunderSTORM's post-processing.
 
     Parameters
     ----------
     table
-        Molecules.
+        Molecules, or the path of their file.
     options
-        The step: ``action=filter formula=[intensity > 500 & uncertainty < 10]``, ``action=duplicates
-        distformula=uncertainty``, ``action=density``, ``action=merge``, ``action=drift`` or
+        The step, as a value or as the option string of the plugin's `Show results table`: ``action=filter
+        formula=[intensity > 500 & uncertainty < 10]``, ``action=duplicates distformula=uncertainty``,
+        ``action=density``, ``action=merge dist=20 offframes=1``, ``action=drift`` (see `drift`) or
         ``action=offset``. Names in formulas are those of the columns, without units.
     camera
         Its pixel size is needed for drift by cross correlation, and its excess noise counts in the
-        uncertainty of merged molecules.
+        uncertainty of merged molecules. Left out: the one that the table was localized with.
+    out
+        CSV file to write the table to, for ThunderSTORM to open.
 
     Returns
     -------
@@ -67,27 +81,18 @@ def postprocess(
     Raises
     ------
     FijiBridgeError
-        If the step or a formula cannot be read, a needed column or the pixel size is missing, or no drift is
-        found.
+        If the step or a formula cannot be read, a needed column or the pixel size is missing, no drift is
+        found, or a file cannot be read or written.
     """
     step = PostProcessing.parse(options) if isinstance(options, str) else options
-    require_columns(table, REQUIRED, f"The table for {step.fixed['action']}")
-    if table.empty:
-        return table.copy()
-    match step:
-        case FilterResults():
-            return _rows(table, _filter(table, step.formula))
-        case RemoveDuplicates():
-            return _rows(table, ~_duplicates(table, step.distance_formula))
-        case LocalDensity():
-            return _rows(table, _neighbours(table, step) >= step.least_neighbours)
-        case Merge():
-            return _merged(table, step, camera)
-        case StageOffset():
-            return _on_stage(table, step)
-        case CrossCorrelationDrift() | FiducialDrift():
-            return _without_drift(table, step, camera)
-    raise FijiBridgeError(f"{step} is not done here; use the plugin for it.")
+    table = as_table(table, camera)
+    require_columns(table, REQUIRED, f"The table for action={step.fixed['action']}")
+    after = table.copy() if table.empty else _STEPS[type(step)](table, step, camera_of(table, camera))
+    after.attrs = dict(table.attrs)
+    if out is not None:
+        with replacing(out) as partial:
+            save_csv(after, partial)
+    return after
 
 
 def _rows(table: pd.DataFrame, kept: npt.NDArray[np.bool_]) -> pd.DataFrame:
@@ -166,18 +171,17 @@ def _duplicates(table: pd.DataFrame, formula: str) -> npt.NDArray[np.bool_]:
     As in the plugin, of two that are equally certain none stays.
     """
     require_columns(table, ("uncertainty [nm]",), "The table for duplicates")
-    uncertainty = table["uncertainty [nm]"].to_numpy()
+    from fiji_bridge.postprocessing_kernels import duplicates
+
     radius = np.broadcast_to(np.asarray(_evaluate(table, formula), float), len(table))
     radius = np.where(np.isfinite(radius), np.abs(radius), 0.0)
-    place = table[_PLACE].to_numpy()
-    duplicate = np.zeros(len(table), np.bool_)
-    for rows in table.groupby("frame", sort=True).indices.values():
-        near = cKDTree(place[rows]).query_ball_point(place[rows], radius[rows])
-        for row, others in zip(rows, near, strict=True):
-            others = rows[[other for other in others if rows[other] != row]]
-            inside = ((place[others] - place[row]) ** 2).sum(1) < radius[row] ** 2
-            duplicate[row] = (uncertainty[others[inside]] <= uncertainty[row]).any()
-    return duplicate
+    frames, (x, y) = table["frame"].to_numpy(), table[_PLACE].to_numpy(float).T
+    order = np.lexsort((x, frames))
+    starts = np.append(np.unique(frames[order], return_index=True)[1], len(table))
+    uncertainty = table["uncertainty [nm]"].to_numpy(float)
+    found = np.empty(len(table), np.bool_)
+    found[order] = duplicates(starts, x[order], y[order], radius[order], uncertainty[order])
+    return found
 
 
 def _neighbours(table: pd.DataFrame, step: LocalDensity) -> npt.NDArray[np.int64]:
@@ -192,34 +196,17 @@ def _neighbours(table: pd.DataFrame, step: LocalDensity) -> npt.NDArray[np.int64
 # Molecules that shine on
 
 
-class _Strategy(NamedTuple):
-    """How long a molecule stays open and where it is looked for: functions of its rows so far."""
+def _chains(
+    table: pd.DataFrame, place: Array, distance: float, *, off: int, most: int = 0, recent: int = 1
+) -> npt.NDArray[np.int64]:
+    """Give each molecule the number of its chain; see `postprocessing_kernels.chains`."""
+    from fiji_bridge.postprocessing_kernels import chains
 
-    closed: Callable[[int, list[int]], bool]
-    place: Callable[[list[int]], Array]
-
-
-def _chains(table: pd.DataFrame, place: Array, distance: float, strategy: _Strategy) -> list[list[int]]:
-    """Join each molecule to the nearest open chain of frames before, if that is within the distance.
-
-    Several of one frame can join the same chain, as in the plugin.
-    """
-    chains: list[list[int]] = []
-    active: list[list[int]] = []
-    for frame, rows in sorted(table.groupby("frame").indices.items()):
-        active = [chain for chain in active if not strategy.closed(int(frame), chain)]
-        nearest = np.full(len(rows), -1)
-        if active:
-            tree = cKDTree(np.array([strategy.place(chain) for chain in active]))
-            nearest = tree.query(place[rows])[1]
-        known = list(active)
-        for row, index in zip(rows.tolist(), nearest, strict=True):
-            if index >= 0 and ((strategy.place(known[index]) - place[row]) ** 2).sum() < distance**2:
-                known[index].append(row)
-            else:
-                chains.append([row])
-                active.append(chains[-1])
-    return chains
+    frames = table["frame"].to_numpy(np.int64)
+    order = np.argsort(frames, kind="stable")
+    number = np.empty(len(table), np.int64)
+    number[order] = chains(frames[order], place[order], distance, off, most, recent)
+    return number
 
 
 _MEAN = ("x", "y", "z", "sigma", "sigma1", "sigma2", "offset", "angle")
@@ -232,19 +219,11 @@ def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataF
         return table.copy()
     if "id" not in table:
         table = table.assign(id=np.arange(1, len(table) + 1))
-    frames, place = table["frame"].to_numpy(), np.zeros((len(table), 3))
+    place = np.zeros((len(table), 3))
     place[:, :2] = table[_PLACE]
     if "z [nm]" in table:
         place[:, 2] = table["z [nm]"] * step.z_weight
-
-    def closed(frame: int, chain: list[int]) -> bool:
-        long_enough = step.most_frames > 0 and frame - frames[chain[0]] >= step.most_frames
-        return bool(long_enough or frame - 1 - frames[chain[-1]] > step.off_frames)
-
-    chains = _chains(table, place, step.distance_nm, _Strategy(closed, lambda chain: place[chain[-1]]))
-    number = np.empty(len(table), np.int64)
-    for index, chain in enumerate(chains):
-        number[chain] = index
+    number = _chains(table, place, step.distance_nm, off=step.off_frames, most=step.most_frames)
     how = {}
     for name in table:
         bare = _UNIT.sub("", str(name))
@@ -284,64 +263,115 @@ def _on_stage(table: pd.DataFrame, step: StageOffset) -> pd.DataFrame:
 
 # Drift
 
+Drift = CrossCorrelationDrift | FiducialDrift | SavedDrift
+
 
 @dataclass(frozen=True)
-class Drift:
-    """How far the sample has moved since the start [nm], as functions of the frame."""
-
-    x: Curve
-    y: Curve
-
-
-def _without_drift(
-    table: pd.DataFrame, step: CrossCorrelationDrift | FiducialDrift, camera: Camera | None
-) -> pd.DataFrame:
-    drift = estimate_drift(table, step, camera=camera)
-    frames = table["frame"].to_numpy(float)
-    return table.assign(
-        **{"x [nm]": table["x [nm]"] - drift.x(frames), "y [nm]": table["y [nm]"] - drift.y(frames)}
-    )
-
-
-def estimate_drift(
-    table: pd.DataFrame,
-    step: CrossCorrelationDrift | FiducialDrift | str,
-    *,
-    camera: Camera | None = None,
-) -> Drift:
-    """Estimate the drift of a movie from its molecules.
+class _Motion:
+    """How far the sample has moved since the start [nm], as functions of the frame.
 
     Parameters
     ----------
-    table, camera
+    x, y
+        Piecewise polynomials of the frame, straight beyond their ends.
+    points
+        ``frame``, ``x [nm]`` and ``y [nm]`` of what they go through.
+    frames
+        The first and the last with molecules.
+    scale
+        Camera pixels per pixel of the correlated images; None for drift that was not found so.
+    """
+
+    x: PPoly
+    y: PPoly
+    points: dict[str, Array]
+    frames: tuple[int, int]
+    scale: float | None = None
+
+    def at(self, frames: npt.ArrayLike) -> Array:
+        """Give x and y [nm], (n, 2)."""
+        return np.stack([_value_of(curve, np.asarray(frames, float)) for curve in (self.x, self.y)], 1)
+
+
+def drift(
+    table: pd.DataFrame | str | os.PathLike[str],
+    options: str | Drift,
+    *,
+    camera: Camera | str | None = None,
+    out: str | os.PathLike[str] | None = None,
+) -> pd.DataFrame:
+    """Give the drift that ``action=drift`` finds, or has from a file, without applying it.
+
+    By ``method=[Cross correlation]`` images of successive stretches of the movie are correlated with the
+    first (Mlodzianoski et al., Opt. Express 19, 15009 (2011)); ``method=[Fiducial markers]`` follows the
+    molecules that shine long; ``method=[Load from file] path=…`` reads what ``save=true path=…`` of either
+    wrote, here or in the plugin.
+
+    Parameters
+    ----------
+    table, options, camera
         As for `postprocess`.
-    step
-        ``action=drift method=[Cross correlation]`` (images of successive stretches against the first, after
-        Mlodzianoski et al., Opt. Express 19, 15009 (2011)) or ``method=[Fiducial markers]``.
+    out
+        CSV file to write the curve to.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``frame``, ``x [nm]`` and ``y [nm]`` of the smooth curve that is subtracted, a row a frame from the
+        first to the last with molecules. ``attrs["points"]`` has what the curve goes through, by the same
+        names: the centres of the stretches, or the positions of the markers.
 
     Raises
     ------
     FijiBridgeError
-        If there are too few frames or molecules, no marker shines long enough, or the pixel size is missing.
+        If there are too few frames or molecules, no marker shines long enough, the pixel size is missing, or
+        a file cannot be read or written.
     """
-    if isinstance(step, str):
-        parsed = PostProcessing.parse(step)
-        if not isinstance(parsed, CrossCorrelationDrift | FiducialDrift):
-            raise FijiBridgeError(f"{step!r} does not estimate drift.")
-        step = parsed
+    step = PostProcessing.parse(options) if isinstance(options, str) else options
+    if not isinstance(step, Drift):
+        raise FijiBridgeError(f"action={step.fixed['action']} finds no drift; write action=drift.")
+    table = as_table(table, camera)
+    require_columns(table, REQUIRED, "The table for action=drift")
+    if table.empty:
+        raise FijiBridgeError("A table without molecules has no drift.")
+    motion = _motion(table, step, camera_of(table, camera))
+    frames = np.arange(motion.frames[0], motion.frames[1] + 1)
+    curve = pd.DataFrame({"frame": frames, **dict(zip(_PLACE, motion.at(frames).T, strict=True))})
+    if out is not None:
+        with replacing(out) as partial:
+            curve.to_csv(partial, index=False, lineterminator="\n")
+    curve.attrs["points"] = motion.points
+    return curve
+
+
+def _without_drift(table: pd.DataFrame, step: Drift, camera: Camera | None) -> pd.DataFrame:
+    place = table[_PLACE].to_numpy(float) - _motion(table, step, camera).at(table["frame"])
+    return table.assign(**dict(zip(_PLACE, place.T, strict=True)))
+
+
+def _motion(table: pd.DataFrame, step: Drift, camera: Camera | None) -> _Motion:
+    """Find the drift, or read it, and save it if that is wanted."""
+    pixel = camera.pixel_size_nm if camera is not None else None
+    if isinstance(step, SavedDrift):
+        return _read_motion(step.path, pixel)
+    if step.save and not step.path:
+        raise FijiBridgeError("save=true needs path=, the file to save the drift to.")
     if table["frame"].nunique() < 2:
         raise FijiBridgeError("Drift needs molecules in more than one frame.")
-    return (
-        _correlated(table, step, camera) if isinstance(step, CrossCorrelationDrift) else _marked(table, step)
-    )
-
-
-def _correlated(table: pd.DataFrame, step: CrossCorrelationDrift, camera: Camera | None) -> Drift:
-    if camera is None or camera.pixel_size_nm is None:
+    if isinstance(step, FiducialDrift):
+        motion = _marked(table, step)
+    elif pixel is not None:
+        motion = _correlated(table, step, pixel)
+    else:
         raise FijiBridgeError('Drift by cross correlation needs the pixel size: --camera "… pixelsize=…".')
-    pixel = camera.pixel_size_nm
+    if step.save:
+        _write_motion(motion, step.path, pixel)
+    return motion
+
+
+def _correlated(table: pd.DataFrame, step: CrossCorrelationDrift, pixel: float) -> _Motion:
     ordered = table.sort_values("frame", kind="stable")
-    place, frames = ordered[_PLACE].to_numpy() / pixel, ordered["frame"].to_numpy(float)
+    place, frames = ordered[_PLACE].to_numpy(float) / pixel, ordered["frame"].to_numpy(float)
     bins = _stretches(frames, step.bins)
     centres = np.array([(frames[part.start] + frames[part.stop - 1]) / 2 for part in bins])
     size = np.ceil(place.max(0)).astype(int)
@@ -360,9 +390,16 @@ def _correlated(table: pd.DataFrame, step: CrossCorrelationDrift, camera: Camera
         full = fine(place[part])
         peak = _peak(full, len(full) // 2 + step.magnification * (peak - len(image) // 2))
         shifts[number] = (len(full) // 2 - peak) / step.magnification
-    if len(bins) >= 4:
-        shifts = np.stack([_loess(centres, along, 0.5) for along in shifts.T], 1)
-    return Drift(*(_curve(centres, along * pixel, smooth=len(bins) >= 4) for along in shifts.T))
+    smooth = len(bins) >= 4
+    shifts *= pixel
+    curves = [_loess(centres, along, 0.5) if smooth else along for along in shifts.T]
+    ends = int(frames[0]), int(frames[-1])
+    x, y = (_curve(centres, along, ends, smooth=smooth) for along in curves)
+    return _Motion(x, y, _points(centres, shifts), ends, 1 / step.magnification)
+
+
+def _points(frames: Array, place: Array) -> dict[str, Array]:
+    return {"frame": frames, **dict(zip(_PLACE, place.T, strict=True))}
 
 
 def _stretches(frames: Array, count: int) -> list[slice]:
@@ -386,20 +423,17 @@ class _Correlation:
         self.size, self.magnification = size, magnification
         image = self._image(first)
         self.side = 2 ** math.ceil(math.log2(max(image.shape)))
-        self.first = np.fft.rfft2(self._padded(image))
+        self.first = fft.rfft2(self._padded(image), workers=-1)
 
     def __call__(self, places: Array) -> Array:
-        product = self.first * np.conj(np.fft.rfft2(self._padded(self._image(places))))
-        return np.fft.fftshift(np.fft.irfft2(product, s=(self.side, self.side)))
+        product = self.first * np.conj(fft.rfft2(self._padded(self._image(places)), workers=-1))
+        return fft.fftshift(fft.irfft2(product, s=(self.side, self.side), workers=-1))
 
     def _image(self, places: Array) -> Array:
-        from fiji_bridge.rendering import render
-
         width, height = self.size.tolist()
-        table = pd.DataFrame(places, columns=_PLACE)
-        extent = (0.0, float(width), 0.0, float(height))
-        image = render(table, pixel_size_nm=1 / self.magnification, extent_nm=extent, shifts=2)
-        return image.to_numpy().astype(float) * 16
+        settings = AveragedShiftedHistograms(magnification=self.magnification, shifts=2)
+        region = Region(0.0, 0.0, float(width), float(height))
+        return draw(settings, region, pd.DataFrame(places, columns=_PLACE), 1.0)[0].astype(float)
 
     def _padded(self, image: Array) -> Array:
         low = [(self.side - length) // 2 for length in image.shape]
@@ -427,17 +461,21 @@ def _peak(image: Array, near: Array, radius: int = 5) -> Array:
 
 
 def _loess(at: Array, values: Array, bandwidth: float) -> Array:
-    """Smooth by local lines with tricube weights: Cleveland, J. Am. Stat. Assoc. 74, 829 (1979)."""
+    """Smooth by local lines with tricube weights: Cleveland, J. Am. Stat. Assoc. 74, 829 (1979).
+
+    Of `at`, which does not fall but may have a value several times, the nearest part `bandwidth` counts.
+    """
     count = max(2, min(len(at), int(bandwidth * len(at))))
     smooth = np.empty(len(at))
     low = 0
     for i, centre in enumerate(at):
-        while low + count < len(at) and at[low + count] - centre < centre - at[low]:
+        # By no more than one point a step, as in the plugin, even if the next is nearer as well.
+        if i and low + count < len(at) and at[low + count] - centre < centre - at[low]:
             low += 1
         near = slice(low, low + count)
         distance = np.abs(at[near] - centre)
-        reach = distance.max() * 1.000001
-        weight = (1 - (distance / reach) ** 3) ** 3 if reach > 0 else np.ones(count)
+        reach = max(centre - at[low], at[low + count - 1] - centre)
+        weight = np.clip(1 - (distance / reach) ** 3, 0, None) ** 3 if reach > 0 else np.ones(count)
         mean = np.average(at[near], weights=weight)
         level = np.average(values[near], weights=weight)
         spread = np.average((at[near] - mean) ** 2, weights=weight)
@@ -446,51 +484,74 @@ def _loess(at: Array, values: Array, bandwidth: float) -> Array:
     return smooth
 
 
-def _curve(at: Array, values: Array, *, smooth: bool) -> Curve:
-    """Interpolate, and go on as a line beyond the ends."""
-    if not smooth or len(at) < 3:
-        slopes = np.diff(values) / np.diff(at)
-        ends = slopes[0], slopes[-1]
-        inner: Curve = lambda frames: np.interp(frames, at, values)  # noqa: E731
+def _curve(at: Array, values: Array, ends: tuple[int, int], *, smooth: bool) -> PPoly:
+    """Interpolate, and go on as a line to the ends."""
+    if smooth and len(at) >= 3:
+        inner: PPoly = CubicSpline(at, values, bc_type="natural")
     else:
-        spline = CubicSpline(at, values, bc_type="natural")
-        ends, inner = (float(spline(at[0], 1)), float(spline(at[-1], 1))), spline
+        inner = PPoly(np.stack([np.diff(values) / np.diff(at), values[:-1]]), at)
+    knots, parts = inner.x, list(inner.c.T)
+    degree = len(inner.c) - 1
 
-    def curve(frames: Array) -> Array:
-        before, after = np.minimum(frames - at[0], 0), np.maximum(frames - at[-1], 0)
-        return inner(np.clip(frames, at[0], at[-1])) + ends[0] * before + ends[1] * after
+    def line(level: float, slope: float) -> Array:
+        return np.array([0.0] * (degree - 1) + [slope, level])
 
-    return curve
+    if knots[0] != ends[0]:
+        slope = float(inner(knots[0], 1))
+        parts.insert(0, line(values[0] - (knots[0] - ends[0]) * slope, slope))
+        knots = np.insert(knots, 0, ends[0])
+    if inner.x[-1] != ends[1]:
+        parts.append(line(float(inner(inner.x[-1])), float(inner(inner.x[-1], 1))))
+        knots = np.append(knots, ends[1])
+    return PPoly(np.stack(parts, 1), knots)
 
 
-def _marked(table: pd.DataFrame, step: FiducialDrift) -> Drift:
-    frames, place = table["frame"].to_numpy(float), table[_PLACE].to_numpy()
-    strategy = _Strategy(
-        closed=lambda frame, chain: frame - 1 - frames[chain[-1]] > 2 * len(chain) - 1,
-        place=lambda chain: place[chain[-5:]].mean(0),
+def _value_of(curve: PPoly, frames: Array) -> Array:
+    first, last = curve.x[0], curve.x[-1]
+    inside = curve(np.clip(frames, first, last))
+    return (
+        inside
+        + float(curve(first, 1)) * np.minimum(frames - first, 0)
+        + float(curve(last, 1)) * np.maximum(frames - last, 0)
     )
-    chains = _chains(table, place, step.distance_nm, strategy)
-    least = step.on_time_ratio * (frames.max() - frames.min())
-    markers = [chain for chain in chains if len(chain) > least]
-    if not markers:
+
+
+def _marked(table: pd.DataFrame, step: FiducialDrift) -> _Motion:
+    ordered = table.sort_values("frame", kind="stable")
+    frames, place = ordered["frame"].to_numpy(float), ordered[_PLACE].to_numpy(float)
+    known = np.unique(frames)
+    spatial = np.pad(place, ((0, 0), (0, 1)))
+    number = _chains(ordered, spatial, step.distance_nm, off=-1, recent=5)
+    least = step.on_time_ratio * (known[-1] - known[0])
+    lengths = np.bincount(number)
+    rows = np.flatnonzero(lengths[number] > least)
+    if not len(rows):
         raise FijiBridgeError(
             f"No molecule shines in more than {least:.0f} frames, as markers must; lower ontimeratio= or "
             "raise distancethr=."
         )
-    rows = np.concatenate(markers)
-    marker = np.repeat(np.arange(len(markers)), [len(chain) for chain in markers])
+    rows = rows[np.argsort(number[rows], kind="stable")]
+    marker = np.unique(number[rows], return_inverse=True)[1]
     moved = place[rows] - _marker_places(frames[rows], marker, place[rows])[marker]
-    at, group = np.unique(frames[rows], return_inverse=True)
-    curves = []
-    for along in moved.T:
-        mean = np.bincount(group, along) / np.bincount(group)
-        mean = _loess(at, mean - mean[0], step.smoothing) if len(at) >= 4 else mean - mean[0]
-        curves.append(_curve(at, mean, smooth=len(at) >= 4))
-    return Drift(*curves)
+    order = np.argsort(frames[rows], kind="stable")
+    at, moved = frames[rows][order], moved[order] - moved[order[0]]
+    distinct, first = np.unique(at, return_index=True)
+    ends = int(known[0]), int(known[-1])
+    if len(distinct) < 2:
+        raise FijiBridgeError(
+            "The markers shine in one frame only; lower ontimeratio= or raise distancethr=."
+        )
+    x, y = (
+        _curve(distinct, _loess(at, along, step.smoothing)[first], ends, smooth=True) for along in moved.T
+    )
+    return _Motion(x, y, _points(at, moved), ends)
 
 
 def _marker_places(frames: Array, marker: npt.NDArray[np.int64], place: Array) -> Array:
-    """Find each marker's own place, by least squares of one movement for all."""
+    """Find each marker's own place, by least squares of one movement for all.
+
+    What frames with several markers do not say stays as it is where each marker is seen first.
+    """
     from scipy.sparse import coo_matrix, hstack
     from scipy.sparse.linalg import lsqr
 
@@ -498,6 +559,67 @@ def _marker_places(frames: Array, marker: npt.NDArray[np.int64], place: Array) -
     ones, rows = np.ones(len(frames)), np.arange(len(frames))
     markers = coo_matrix((ones, (rows, marker)))
     system = hstack([markers, coo_matrix((ones, (rows, group)), shape=(len(frames), len(at)))]).tocsr()
-    return np.stack(
-        [lsqr(system, along, atol=1e-12, btol=1e-12)[0][: marker.max() + 1] for along in place.T], 1
-    )
+    start = place[np.unique(marker, return_index=True)[1]]
+    away = place - start[marker]
+    found = [lsqr(system, along, atol=1e-12, btol=1e-12)[0][: len(start)] for along in away.T]
+    return start + np.stack(found, 1)
+
+
+# The plugin's file of a drift: curves and points in JSON, in nm or camera pixels
+
+_UNITS = {"PIXEL": None, "NANOMETER": 1.0, "MICROMETER": 1000.0}
+
+
+def _write_motion(motion: _Motion, path: str, pixel: float | None) -> None:
+    in_pixels = motion.scale is not None and pixel is not None
+    unit = float(pixel) if in_pixels and pixel is not None else 1.0
+
+    def function(curve: PPoly) -> dict[str, Any]:
+        parts = [np.trim_zeros(part[::-1] / unit, "b") for part in curve.c.T]
+        coefficients = [{"coefficients": part.tolist() or [0.0]} for part in parts]
+        return {"knots": curve.x.tolist(), "polynomials": coefficients, "n": len(parts)}
+
+    text: dict[str, Any] = {} if motion.scale is None else {"scale": motion.scale}
+    text |= {"xFunction": function(motion.x), "yFunction": function(motion.y)}
+    text |= {"driftDataFrame": motion.points["frame"].tolist()}
+    for name, label in zip(("driftDataX", "driftDataY"), _PLACE, strict=True):
+        text[name] = (motion.points[label] / unit).tolist()
+    text |= {"minFrame": motion.frames[0], "maxFrame": motion.frames[1]}
+    text["units"] = "PIXEL" if in_pixels else "NANOMETER"
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(text, separators=(",", ":")), encoding="utf-8")
+
+
+def _read_motion(path: str, pixel: float | None) -> _Motion:
+    if not Path(path).is_file():
+        raise FijiBridgeError(f"There is no file {path} to read drift from; give path=.")
+    try:
+        text = json.loads(Path(path).read_text(encoding="utf-8"))
+        unit = _UNITS[text["units"]]
+        if unit is None and pixel is None:
+            raise FijiBridgeError(f'{path} is in pixels: give their size with --camera "… pixelsize=…" (nm).')
+        unit = unit or float(pixel or 1.0)
+        curves = {}
+        for axis, name in (("x", "xFunction"), ("y", "yFunction")):
+            parts = [np.asarray(part["coefficients"], float) for part in text[name]["polynomials"]]
+            order = max(map(len, parts))
+            padded = [np.pad(part, (0, order - len(part)))[::-1] for part in parts]
+            curves[axis] = PPoly(np.stack(padded, 1) * unit, np.asarray(text[name]["knots"], float))
+        place = [np.asarray(text[name], float) * unit for name in ("driftDataX", "driftDataY")]
+        points = _points(np.asarray(text["driftDataFrame"], float), np.stack(place, 1))
+        ends = int(text["minFrame"]), int(text["maxFrame"])
+        return _Motion(curves["x"], curves["y"], points, ends, text.get("scale"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FijiBridgeError(f"{path} is not a drift that ThunderSTORM saved: {error!r}.") from error
+
+
+_STEPS: Mapping[type[PostProcessing], Callable[[pd.DataFrame, Any, Camera | None], pd.DataFrame]] = {
+    FilterResults: lambda table, step, camera: _rows(table, _filter(table, step.formula)),
+    RemoveDuplicates: lambda table, step, camera: _rows(table, ~_duplicates(table, step.distance_formula)),
+    LocalDensity: lambda table, step, camera: _rows(table, _neighbours(table, step) >= step.least_neighbours),
+    Merge: _merged,
+    StageOffset: lambda table, step, camera: _on_stage(table, step),
+    CrossCorrelationDrift: _without_drift,
+    FiducialDrift: _without_drift,
+    SavedDrift: _without_drift,
+}

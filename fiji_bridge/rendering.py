@@ -1,182 +1,330 @@
-"""Super-resolution images: localizations drawn on fine pixels."""
+"""ThunderSTORM's super-resolution images without Java: its renderers, pixel by pixel."""
 
-import math
-from typing import TYPE_CHECKING
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.localizations import as_table, camera_of, frame_shape, require_columns
+from fiji_bridge.thunderstorm.settings import (
+    AveragedShiftedHistograms,
+    Histograms,
+    NoRenderer,
+    NormalizedGaussian,
+    Rendering,
+    ScatterPlot,
+    Visualization,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-Array = npt.NDArray[np.float64]
-
-METHODS = ("ash", "histogram", "gaussian")
+    from fiji_bridge.camera import Camera
 
 LARGEST = 400_000_000
 """Pixels of the largest image, 1.6 GB."""
 
-SIGMAS = 4.0
-"""How far a Gaussian is drawn, in standard deviations."""
 
-BATCH = 4_000_000
-"""Pixels of Gaussians drawn at a time."""
+class Region(NamedTuple):
+    """The part of the raw image that is drawn [pixels of the camera]."""
+
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 def render(
-    table: "pd.DataFrame",
+    table: pd.DataFrame | str | os.PathLike[str],
+    options: str | Visualization = "",
     *,
-    method: str = "ash",
-    pixel_size_nm: float = 20.0,
-    extent_nm: tuple[float, float, float, float] | None = None,
-    shifts: int = 2,
-    sigma_nm: float | None = None,
-) -> "xr.DataArray":
-    """Draw localizations as an image in which every molecule weighs 1.
+    camera: Camera | str | None = None,
+    shape: tuple[int, int] | None = None,
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+) -> xr.DataArray:
+    """Draw molecules as ThunderSTORM's `Visualization` does.
+
+    By ``renderer=``: ``[Averaged shifted histograms]`` (Scott, Ann. Stat. 13, 1024 (1985); each molecule
+    counts shifts⁴, with slices zshifts² as often), ``[Normalized Gaussian]`` (integrated over each pixel, as
+    wide as the molecule's uncertainty), ``Histograms`` or ``[Scatter plot]``.
 
     Parameters
     ----------
     table
-        Molecules with ``x [nm]`` and ``y [nm]``; rows with a position that is not finite are left out.
-    method
-        ``"histogram"`` counts molecules in pixels. ``"ash"``, the plugin's default, averages histograms with
-        bins of `shifts` pixels, shifted by single pixels (Scott, Ann. Stat. 13, 1024, 1985); a molecule
-        becomes a pyramid (where the plugin's weighs shifts⁴). ``"gaussian"`` integrates a Gaussian of the
-        molecule's own ``uncertainty [nm]`` over each pixel.
-    pixel_size_nm
-        Size of a pixel of the image, in nm.
-    extent_nm
-        (left, right, top, bottom) of the image in nm, so that images can lie side by side; left out, from 0
-        to the outermost molecule. The right and the bottom edge move outwards to whole pixels.
-    shifts
-        For ``"ash"``, the number of shifts in each direction; 1 gives the histogram.
-    sigma_nm
-        For ``"gaussian"``, one standard deviation for all instead of their uncertainties.
+        Molecules with ``x [nm]`` and ``y [nm]``, or the path of their file; ``z [nm]``, ``uncertainty [nm]``
+        and ``uncertainty_z [nm]`` are used as the renderer does. A row without a position is left out, and an
+        uncertainty that is missing or not positive is that of ``dx=`` or ``dz=`` (the plugin draws NaN).
+    options
+        The command's option string, such as ``renderer=[Averaged shifted histograms] magnification=5.0
+        shifts=2 threed=false`` with ``imleft= imtop= imwidth= imheight=`` [pixels of the camera], or its
+        value.
+    camera
+        Its pixel size [nm] gives that of the image: divided by the magnification. Left out: that of the
+        camera with which the table was localized.
+    shape
+        Height and width of the raw image [pixels], drawn when the options name no region. Left out: those of
+        the stack that was localized, or what the molecules span, from 0.
+    seed
+        Of the random numbers of ``renderer=Histograms`` with ``avg=``, which jitters the molecules.
+    out
+        Image to write as well: .tif, with the pixel size, or .zarr.
 
     Returns
     -------
     xarray.DataArray
-        (y, x) float32 in molecules per pixel, with the coordinates of the pixel centres in nm and the
-        attributes ``pixel_size_nm``, ``method`` and ``extent_nm``.
+        (y, x), or (z, y, x) with ``threed=true``, float32 as in the plugin, with the coordinates of the pixel
+        centres [nm] and the attributes ``pixel_size_nm``, ``z_step_nm`` and ``options``. ``colorizez`` is a
+        matter of the display.
 
     Raises
     ------
     FijiBridgeError
-        If a column is missing, an option is not possible, or the image would be too large.
+        If an option is wrong, a column or the pixel size is missing, the image would be too large, or a file
+        cannot be read or written.
     """
+    settings = Visualization.parse(options) if isinstance(options, str) else options
+    table = as_table(table, camera)
+    require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
+    known = camera_of(table, camera)
+    if known is None or known.pixel_size_nm is None:
+        raise FijiBridgeError('An image needs the camera\'s pixel size: --camera "… pixelsize=…" (nm).')
+    pixel = known.pixel_size_nm
+    region = region_of(settings, table, pixel, shape or frame_shape(table))
+    image = labelled(draw(settings.renderer, region, table, pixel, seed=seed), settings, region, pixel)
+    if out is not None:
+        write_image(image, out)
+    return image
+
+
+def region_of(
+    settings: Visualization, table: pd.DataFrame, pixel_nm: float, shape: tuple[int, int] | None
+) -> Region:
+    """Choose what is drawn: the region of the options, or else the raw image, or what the molecules span."""
+    left, top = settings.left_px, settings.top_px
+    if settings.width_px and settings.height_px:
+        return Region(left, top, settings.width_px, settings.height_px)
+    if shape is not None:
+        return Region(left, top, shape[1], shape[0])
+    ends = [table[label].max() for label in ("x [nm]", "y [nm]")]
+    if not np.isfinite(ends).all():
+        raise FijiBridgeError("A table without molecules has no size; give imwidth= and imheight=.")
+    width, height = (
+        max(float(np.floor(end / pixel_nm)) + 1 - start, 1.0)
+        for end, start in zip(ends, (left, top), strict=True)
+    )
+    return Region(left, top, width, height)
+
+
+def labelled(image: np.ndarray, settings: Visualization, region: Region, pixel_nm: float) -> xr.DataArray:
+    """Name the axes of an image (z, y, x) and say where its pixels lie [nm]."""
     import xarray as xr
 
-    from fiji_bridge.localizations import require_columns
+    renderer: Any = settings.renderer
+    size = pixel_nm / renderer.magnification
+    centres = [np.arange(n) + 0.5 for n in image.shape]
+    coords: dict[str, Any] = {
+        "y": region.top * pixel_nm + centres[1] * size,
+        "x": region.left * pixel_nm + centres[2] * size,
+    }
+    attrs = {"pixel_size_nm": size, "options": str(settings)}
+    if not renderer.three_d:
+        return xr.DataArray(image[0], dims=("y", "x"), coords=coords, attrs=attrs)
+    start, step, _ = renderer.z_range_nm
+    coords = {"z": start + centres[0] * step} | coords
+    return xr.DataArray(image, dims=("z", "y", "x"), coords=coords, attrs=attrs | {"z_step_nm": step})
 
-    if method not in METHODS:
-        raise FijiBridgeError(f"Unknown rendering {method!r}; choose one of {', '.join(METHODS)}.")
-    if not 0 < pixel_size_nm < math.inf:
-        raise FijiBridgeError(
-            f"pixel_size_nm must be a positive number of nanometres, not {pixel_size_nm!r}."
-        )
-    if shifts < 1:
-        raise FijiBridgeError(f"shifts must be 1 or more, not {shifts!r}.")
-    require_columns(table, ("x [nm]", "y [nm]"), "the table to render")
-    points = table[["x [nm]", "y [nm]"]].to_numpy(dtype=float)
-    shown = np.isfinite(points).all(axis=1)
-    sigma = _sigmas(table, sigma_nm)[shown] if method == "gaussian" else np.empty(0)
-    points = points[shown]
-    left, right, top, bottom = extent_nm or _extent(points, pixel_size_nm)
-    if not (left < right and top < bottom and all(map(math.isfinite, (left, right, top, bottom)))):
-        raise FijiBridgeError(
-            f"extent_nm must be (left, right, top, bottom), left < right and top < bottom, not {extent_nm}."
-        )
-    width = max(1, math.ceil((right - left) / pixel_size_nm - 1e-9))
-    height = max(1, math.ceil((bottom - top) / pixel_size_nm - 1e-9))
-    if height * width > LARGEST:
-        raise FijiBridgeError(
-            f"An image of {height}×{width} pixels is too large; "
-            "give a larger pixel_size_nm or a smaller extent_nm."
-        )
 
-    positions = (points - (left, top)) / pixel_size_nm
-    if method == "gaussian":
-        image = _gaussian(positions, sigma / pixel_size_nm, height, width)
-    else:
-        image = _histogram(positions, height, width)
-        if method == "ash" and shifts > 1:
-            image = _shifted(image, shifts)
-    centres = [
-        start + (np.arange(count) + 0.5) * pixel_size_nm for start, count in ((top, height), (left, width))
+def write_image(image: xr.DataArray, out: str | os.PathLike[str]) -> None:
+    """Write an image (y, x), or slices (z, y, x), to a format of `StackWriter`."""
+    from fiji_bridge.stack_writer import StackWriter
+
+    if "z" in image.dims:
+        image = image.rename(z="t").assign_attrs(axes_from_file="ZYX")
+    if "t" not in image.dims:
+        image = image.expand_dims("t")
+    with StackWriter(out, image, image.dtype) as writer:
+        writer.write(0, image.to_numpy())
+
+
+def draw(renderer: Any, region: Region, table: pd.DataFrame, pixel_nm: float, *, seed: int = 0) -> np.ndarray:
+    """Draw molecules with a renderer of `thunderstorm.settings`.
+
+    Parameters
+    ----------
+    renderer
+        Its settings.
+    region
+        What is drawn.
+    table
+        Molecules; a pixel of the camera is `pixel_nm` of their units.
+    seed
+        Of the random numbers.
+
+    Returns
+    -------
+    numpy.ndarray
+        (z, y, x) float32; one slice unless the renderer has a depth.
+
+    Raises
+    ------
+    FijiBridgeError
+        If it draws nothing, or the image would be too large.
+    """
+    if isinstance(renderer, NoRenderer):
+        raise FijiBridgeError("renderer=[No Renderer] draws nothing; choose another.")
+    # In the plugin's own order of operations, since the last digit can decide on a pixel.
+    resolution = 1 / renderer.magnification
+    size = [
+        int((start + length - start) / resolution)
+        for start, length in ((region.top, region.height), (region.left, region.width))
     ]
-    return xr.DataArray(
-        image.astype(np.float32),
-        dims=("y", "x"),
-        coords={"y": ("y", centres[0], {"units": "nm"}), "x": ("x", centres[1], {"units": "nm"})},
-        attrs={
-            "pixel_size_nm": float(pixel_size_nm),
-            "method": method,
-            "extent_nm": (left, left + width * pixel_size_nm, top, top + height * pixel_size_nm),
-        },
-    )
+    slices = 1
+    if renderer.three_d:
+        start, step, end = renderer.z_range_nm
+        slices = int((end - start) / step)
+    if min(size) < 1 or slices * size[0] * size[1] > LARGEST:
+        problem = "has no pixels" if min(size) < 1 else "is too large"
+        raise FijiBridgeError(
+            f"An image of {slices}×{size[0]}×{size[1]} pixels (z, y, x) {problem}; change magnification=, "
+            "the region or zrange=."
+        )
+    image = np.zeros((slices, *size), np.float32)
+    _DRAW[type(renderer)](renderer, image, _Molecules.of(renderer, region, table, pixel_nm), seed)
+    return image
 
 
-def _sigmas(table: "pd.DataFrame", sigma_nm: float | None) -> Array:
-    from fiji_bridge.localizations import require_columns
+class _Molecules(NamedTuple):
+    """Where molecules are and how uncertain, in the plugin's units: camera pixels, and nm along z."""
 
-    if sigma_nm is not None:
-        if not 0 < sigma_nm < math.inf:
-            raise FijiBridgeError(f"sigma_nm must be a positive number of nanometres, not {sigma_nm!r}.")
-        return np.full(len(table), float(sigma_nm))
-    require_columns(table, ("uncertainty [nm]",), "the table to render with Gaussians (or give sigma_nm)")
-    sigma = table["uncertainty [nm]"].to_numpy(dtype=float)
-    known = sigma[np.isfinite(sigma) & (sigma > 0)]
-    # A fit that gave no uncertainty is no better than the others.
-    return np.where(np.isfinite(sigma) & (sigma > 0), sigma, known.max() if known.size else 1.0)
+    x: np.ndarray
+    y: np.ndarray
+    z: np.ndarray
+    dx: np.ndarray
+    dz: np.ndarray
+    usual_dx: float
+    renderer: Any
+    region: Region
+
+    @classmethod
+    def of(cls, renderer: Any, region: Region, table: pd.DataFrame, pixel_nm: float) -> _Molecules:
+        def uncertainty(label: str, unit: float, usual: float, forced: bool) -> np.ndarray:
+            if forced or label not in table:
+                return np.full(len(table), usual)
+            values = table[label].to_numpy(float) / unit
+            return np.where((values > 0) & np.isfinite(values), values, usual)
+
+        # The renderers that use no uncertainties have no such options.
+        usual_dx = getattr(renderer, "uncertainty_nm", 1.0) / pixel_nm
+        usual_dz = getattr(renderer, "z_uncertainty_nm", 1.0)
+        forced = [getattr(renderer, name, True) for name in ("force_uncertainty", "force_z_uncertainty")]
+        z = table["z [nm]"].to_numpy(float) if renderer.three_d and "z [nm]" in table else 0.0
+        molecules = cls(
+            table["x [nm]"].to_numpy(float) / pixel_nm,
+            table["y [nm]"].to_numpy(float) / pixel_nm,
+            np.broadcast_to(z, len(table)),
+            uncertainty("uncertainty [nm]", pixel_nm, usual_dx, forced[0]),
+            uncertainty("uncertainty_z [nm]", 1.0, usual_dz, forced[1]),
+            usual_dx,
+            renderer,
+            region,
+        )
+        known = np.isfinite(molecules.x) & np.isfinite(molecules.y) & np.isfinite(molecules.z)
+        return molecules if known.all() else molecules.only(known)
+
+    def only(self, some: np.ndarray) -> _Molecules:
+        """Choose some of them."""
+        return self._replace(**{name: getattr(self, name)[some] for name in ("x", "y", "z", "dx", "dz")})
+
+    def inside(self) -> _Molecules:
+        """Leave out those beside the region."""
+        left, top, width, height = self.region
+        inside = (self.x >= left) & (self.x < left + width) & (self.y >= top) & (self.y < top + height)
+        return self if inside.all() else self.only(inside)
+
+    def placed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Give x, y and z of molecules inside, in pixels and slices of the image."""
+        resolution = 1 / self.renderer.magnification
+        z = np.zeros(len(self.x))
+        if self.renderer.three_d:
+            start, step, _ = self.renderer.z_range_nm
+            z = np.clip((self.z - start) / step, -1e9, 1e9)
+        return (self.x - self.region.left) / resolution, (self.y - self.region.top) / resolution, z
 
 
-def _extent(points: Array, pixel_size_nm: float) -> tuple[float, float, float, float]:
-    # The right edge is open, so the outermost molecule needs a pixel that begins at or before it.
-    ends = (np.floor(points.max(axis=0) / pixel_size_nm) + 1) * pixel_size_nm if len(points) else np.zeros(2)
-    right, bottom = np.maximum(ends, pixel_size_nm)
-    return 0.0, float(right), 0.0, float(bottom)
+def _by_rows(kernel: Callable[..., None], image: np.ndarray, *arguments: Any) -> None:
+    """Run a kernel on bands of rows, in threads."""
+    from numba import get_num_threads
+
+    rows = image.shape[1]
+    bands = min(get_num_threads(), rows)
+    edges = [rows * band // bands for band in range(bands + 1)]
+    if bands == 1:
+        kernel(image, 0, rows, *arguments)
+        return
+    with ThreadPoolExecutor(bands) as pool:
+        for _ in pool.map(lambda band: kernel(image, edges[band], edges[band + 1], *arguments), range(bands)):
+            pass
 
 
-def _histogram(positions: Array, height: int, width: int) -> Array:
-    """Count positions (x, y) in pixels; those outside are left out."""
-    column, row = np.floor(positions).astype(np.int64).T
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    counts = np.bincount(row[inside] * width + column[inside], minlength=height * width)
-    return counts.reshape(height, width).astype(float)
+def _draw_histogram(renderer: Histograms, image: np.ndarray, molecules: _Molecules, seed: int) -> None:
+    from fiji_bridge.rendering_kernels import count
+
+    if not renderer.averages:
+        _by_rows(count, image, *molecules.inside().placed(), np.float32(1))
+        return
+    random = np.random.default_rng(seed)
+    for _ in range(renderer.averages):
+        jitter = random.standard_normal((3, len(molecules.x)))
+        moved = molecules._replace(
+            x=molecules.x + jitter[0] * molecules.dx,
+            y=molecules.y + jitter[1] * molecules.dx,
+            z=molecules.z + jitter[2] * molecules.dz,
+        )
+        _by_rows(count, image, *moved.inside().placed(), np.float32(1 / renderer.averages))
 
 
-def _shifted(histogram: Array, shifts: int) -> Array:
-    """Average the shifted histograms, which is a convolution with a triangle along each axis."""
-    from scipy.ndimage import convolve1d
+def _draw_scatter(renderer: ScatterPlot, image: np.ndarray, molecules: _Molecules, seed: int) -> None:
+    from fiji_bridge.rendering_kernels import mark
 
-    triangle = (shifts - np.abs(np.arange(1 - shifts, shifts))) / shifts**2
-    return convolve1d(
-        convolve1d(histogram, triangle, axis=0, mode="constant"), triangle, axis=1, mode="constant"
-    )
+    _by_rows(mark, image, *molecules.inside().placed())
 
 
-def _gaussian(positions: Array, sigma: Array, height: int, width: int) -> Array:
-    """Add the integral of each Gaussian over each pixel; sizes in pixels."""
-    from scipy.special import erf
+def _draw_ash(
+    renderer: AveragedShiftedHistograms, image: np.ndarray, molecules: _Molecules, seed: int
+) -> None:
+    from fiji_bridge.rendering_kernels import shifted_histograms
 
-    image = np.zeros(height * width)
-    reach = np.ceil(SIGMAS * sigma).astype(int)
-    for size in np.unique(reach):
-        members = np.flatnonzero(reach == size)
-        span = np.arange(-size, size + 1)
-        for start in range(0, len(members), max(1, BATCH // len(span) ** 2)):
-            some = members[start : start + max(1, BATCH // len(span) ** 2)]
-            pixel = np.floor(positions[some]).astype(np.int64)[:, :, None] + span
-            distance = (pixel - positions[some][:, :, None]) / (sigma[some] * math.sqrt(2))[:, None, None]
-            step = 1 / (sigma[some] * math.sqrt(2))[:, None, None]
-            part = (erf(distance + step) - erf(distance)) / 2
-            size_xy = np.array([width, height])[None, :, None]
-            part = np.where((pixel >= 0) & (pixel < size_xy), part, 0)
-            pixel = np.clip(pixel, 0, size_xy - 1)
-            flat = pixel[:, 1, :, None] * width + pixel[:, 0, None, :]
-            values = part[:, 1, :, None] * part[:, 0, None, :]
-            np.add.at(image, flat.ravel(), values.ravel())
-    return image.reshape(height, width)
+    x, y, z = molecules.inside().placed()
+    if renderer.three_d:
+        z = np.where(z == len(image), z - 1, z)  # the end of the range belongs to its last slice
+    z_shifts = renderer.z_shifts if renderer.three_d else 1
+    _by_rows(shifted_histograms, image, x, y, z, renderer.shifts, z_shifts)
+
+
+def _draw_gaussians(
+    renderer: NormalizedGaussian, image: np.ndarray, molecules: _Molecules, seed: int
+) -> None:
+    from fiji_bridge.rendering_kernels import gaussians
+
+    resolution = 1 / renderer.magnification
+    shown = molecules.inside()
+    z_step = renderer.z_range_nm[1] if renderer.three_d else 1.0
+    # The plugin draws no wider than five times the option's own, whatever the uncertainties.
+    most = int(molecules.usual_dx / resolution * 5)
+    spread = shown.dx / resolution
+    _by_rows(gaussians, image, *shown.placed(), spread, shown.dz / z_step, most, renderer.three_d)
+
+
+_DRAW: Mapping[type[Rendering], Callable[[Any, np.ndarray, _Molecules, int], None]] = {
+    AveragedShiftedHistograms: _draw_ash,
+    ScatterPlot: _draw_scatter,
+    NormalizedGaussian: _draw_gaussians,
+    Histograms: _draw_histogram,
+}

@@ -1,5 +1,6 @@
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,15 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared/data is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the plugin's own commands gave on a display; see data/thunderstorm/make_references.py."""
+    folder = tmp_path_factory.mktemp("references")
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "thunderstorm" / "references.zip") as archive:
+        archive.extractall(folder)
+    return folder
 
 
 @pytest.fixture

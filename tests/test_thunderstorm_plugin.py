@@ -33,14 +33,6 @@ NUMBER = r"-?\d+\.\d+(?:E-?\d+)?"
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("references")
-    with zipfile.ZipFile(DATA / "references.zip") as archive:
-        archive.extractall(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def flat(plugin, references):
     """The molecules of the display run; the plugin wrote their ids, from 1."""
     return pd.read_csv(references / "flat.csv").astype({"id": int, "frame": int})

@@ -261,26 +261,6 @@ def denoiser_class(engine: str, where: str = "the engine option") -> "type[Model
     )
 
 
-def choose_device(device: str | None) -> torch.device:
-    """CUDA if there is one, unless a device is named.
-
-    Raises
-    ------
-    FijiBridgeError
-        If torch cannot use the device.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(1, device=device)
-        return torch.device(device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise FijiBridgeError(
-            f"The device {device!r} cannot be used ({reason}); choose cpu or leave it out."
-        ) from error
-
-
 def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 natively; emulated, it would be slower than float32."""
     if device.type == "cuda":

@@ -13,9 +13,10 @@ from torch import Tensor
 from fiji_bridge.camera import Camera
 from fiji_bridge.camera_estimation import estimate_camera
 from fiji_bridge.denoising.baselines import Baseline
-from fiji_bridge.denoising.model import Model, choose_device, has_bfloat16, readout_of
+from fiji_bridge.denoising.model import Model, has_bfloat16, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
 from fiji_bridge.denoising.whitening import undo_sharing
+from fiji_bridge.devices import choose_device
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions

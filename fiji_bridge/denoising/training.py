@@ -19,7 +19,6 @@ from fiji_bridge.denoising.baselines import BASELINES, Baseline
 from fiji_bridge.denoising.crops import Batch, CropPool
 from fiji_bridge.denoising.model import (
     Model,
-    choose_device,
     denoiser_class,
     describe,
     has_bfloat16,
@@ -29,6 +28,7 @@ from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel
 from fiji_bridge.denoising.optimizer import Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs
 from fiji_bridge.denoising.whitening import Whitening, undo_sharing
+from fiji_bridge.devices import choose_device
 from fiji_bridge.engines import NOISE_MODELS, TARGETED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent

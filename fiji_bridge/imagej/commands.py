@@ -313,7 +313,8 @@ def _denoise(values: Mapping[str, Any], image: "xr.DataArray", title: str, progr
 
 def _localize(values: Mapping[str, Any], image: "xr.DataArray", title: str, progress: Progress) -> Result:
     import fiji_bridge
-    from fiji_bridge.rendering import render
+    from fiji_bridge.localizations import camera_of
+    from fiji_bridge.thunderstorm.settings import AveragedShiftedHistograms, Visualization
 
     out = _path(values, "output")
     movie, _ = _as_movie(image)
@@ -332,7 +333,10 @@ def _localize(values: Mapping[str, Any], image: "xr.DataArray", title: str, prog
         said += f" Written to {out}."
     rendered = {}
     if values["render"] and len(table):
-        rendered = {f"rendered {title}": render(table, pixel_size_nm=values["render"])}
+        known = camera_of(table)
+        assert known is not None and known.pixel_size_nm is not None
+        fine = AveragedShiftedHistograms(magnification=known.pixel_size_nm / values["render"])
+        rendered = {f"rendered {title}": fiji_bridge.render(table, Visualization(renderer=fine))}
     return Result(said, images=rendered, tables={f"localizations {title}": table})
 
 

@@ -174,24 +174,22 @@ def _training(figures: dict[str, Any]) -> dict[str, str]:
 
 def _rendered(comparison: "Comparison") -> dict[str, Any]:
     """Render the molecules of every way, all with one width, where they crowd."""
-    from fiji_bridge.rendering import render
+    from fiji_bridge.rendering import Region, draw
+    from fiji_bridge.thunderstorm.settings import NormalizedGaussian
 
     pixel_size = comparison.figures["camera"]["pixel_size_nm"]
     raw = comparison.tables["raw"]
     shape = (comparison.stack.sizes["y"], comparison.stack.sizes["x"])
     points = raw[["x [nm]", "y [nm]"]].to_numpy(dtype=float) / pixel_size
     window = images.crowded(points[np.isfinite(points).all(axis=1)], shape, RENDERED)
-    extent = tuple(
-        edge * pixel_size
-        for edge in (window.left, window.left + window.width, window.top, window.top + window.height)
-    )
+    region = Region(window.left, window.top, window.width, window.height)
     fine = pixel_size / MAGNIFICATION
     uncertainty = raw["uncertainty [nm]"].median() if "uncertainty [nm]" in raw else np.nan
     width = max(float(np.nan_to_num(uncertainty)), 0.7 * fine)
-    drawn = {
-        way: render(table, method="gaussian", pixel_size_nm=fine, extent_nm=extent, sigma_nm=width).to_numpy()
-        for way, table in comparison.tables.items()
-    }
+    renderer = NormalizedGaussian(
+        magnification=float(MAGNIFICATION), uncertainty_nm=width, force_uncertainty=True
+    )
+    drawn = {way: draw(renderer, region, table, pixel_size)[0] for way, table in comparison.tables.items()}
     bright = drawn["raw"][drawn["raw"] > drawn["raw"].max() * 0.02]
     peak = float(np.percentile(bright, 98)) if bright.size else 1.0
     return {

@@ -109,15 +109,10 @@ class Request:
 
     def write_image(self, image: "xr.DataArray", path: Path | None) -> Found:
         """Write an image or a stack."""
-        from fiji_bridge.stack_writer import StackWriter
+        from fiji_bridge.rendering import write_image
 
         assert path is not None
-        if "z" in image.dims:
-            image = image.rename(z="t").assign_attrs(axes_from_file="ZYX")
-        if "t" not in image.dims:
-            image = image.expand_dims("t")
-        with StackWriter(path, image, image.dtype) as writer:
-            writer.write(0, image.to_numpy())
+        write_image(image, path)
         return f"{path} written", {"out": str(path), "shape": list(image.shape)}
 
 

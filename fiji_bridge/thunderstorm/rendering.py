@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.localizations import require_columns
+from fiji_bridge.localizations import frame_shape, require_columns
 from fiji_bridge.thunderstorm.jar import (
     hidden,
     java_errors,
@@ -65,18 +65,19 @@ def render(
     FijiBridgeError
         If an option is wrong, a column or the pixel size is missing, or the image would be too large.
     """
+    from fiji_bridge.rendering import labelled, region_of  # which reads this package's settings
+
     settings = options if isinstance(options, Visualization) else Visualization.parse(options)
     require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
     camera = require_pixel_size(camera)
     pixel = float(camera.pixel_size_nm or 0)
     if isinstance(settings.renderer, NoRenderer):
         raise FijiBridgeError("renderer=[No Renderer] draws nothing; choose another.")
-    left, top = settings.left_px, settings.top_px
-    height, width = _size(settings, table, pixel, shape)
+    region = region_of(settings, table, pixel, shape or frame_shape(table))
     drawn: Any = settings.renderer
-    if min(height, width) * drawn.magnification < 1:
+    if min(region.width, region.height) * drawn.magnification < 1:
         raise FijiBridgeError(
-            f"A region of {width:g} × {height:g} pixels is less than one pixel of an image with "
+            f"A region of {region.width:g} × {region.height:g} pixels is less than a pixel of an image with "
             f"magnification={drawn.magnification:g}; give more, or a region by imwidth= and imheight=."
         )
     with lock:
@@ -84,31 +85,14 @@ def render(
         set_camera(plugin, camera)
         renderer = module(plugin, "rendering.ui.IRendererUI", settings.renderer)
         with java_errors(f"ThunderSTORM cannot draw with {settings}"):
-            renderer.setSize(left, top, width, height)
+            renderer.setSize(*region)
             method = renderer.getImplementation()
             if seed is not None and isinstance(settings.renderer, Histograms):
                 hidden(method, "rnd").setSeed(seed)
             method.reset()
             method.addToImage(*_columns(table, pixel))
             image = _pixels(method.getRenderedImage())
-    return _labelled(image, settings, left * pixel, top * pixel, pixel)
-
-
-def _size(
-    settings: Visualization, table: "pd.DataFrame", pixel_nm: float, shape: tuple[int, int] | None
-) -> tuple[float, float]:
-    if settings.width_px and settings.height_px:
-        return settings.height_px, settings.width_px
-    if shape is not None:
-        return shape
-    if table.empty:
-        raise FijiBridgeError("A table without molecules has no size; give imwidth= and imheight=.")
-    low, high = settings.top_px, settings.left_px
-    spans = [
-        float(np.floor(np.nanmax(table[label]) / pixel_nm)) + 1 - start
-        for label, start in (("y [nm]", low), ("x [nm]", high))
-    ]
-    return max(spans[0], 1.0), max(spans[1], 1.0)
+    return labelled(image, settings, region, pixel)
 
 
 def _columns(table: "pd.DataFrame", pixel_nm: float) -> list[Any]:
@@ -131,20 +115,3 @@ def _pixels(image: Any) -> np.ndarray:
     stack, size = image.getStack(), (image.getHeight(), image.getWidth())
     slices = [np.array(stack.getPixels(i + 1), np.float32).reshape(size) for i in range(stack.getSize())]
     return np.stack(slices)
-
-
-def _labelled(
-    image: np.ndarray, settings: Visualization, left_nm: float, top_nm: float, pixel_nm: float
-) -> "xr.DataArray":
-    import xarray as xr
-
-    renderer: Any = settings.renderer
-    size = pixel_nm / renderer.magnification
-    centres = [np.arange(n) + 0.5 for n in image.shape]
-    coords: dict[str, Any] = {"y": top_nm + centres[1] * size, "x": left_nm + centres[2] * size}
-    attrs = {"pixel_size_nm": size, "options": str(settings)}
-    if not renderer.three_d:
-        return xr.DataArray(image[0], dims=("y", "x"), coords=coords, attrs=attrs)
-    start, step, _ = renderer.z_range_nm
-    coords = {"z": start + centres[0] * step} | coords
-    return xr.DataArray(image, dims=("z", "y", "x"), coords=coords, attrs=attrs | {"z_step_nm": step})

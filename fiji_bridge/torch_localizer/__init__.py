@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fiji_bridge.camera import Camera
+from fiji_bridge.devices import choose_device
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer.detectors import ConnectedComponents
-from fiji_bridge.torch_localizer.estimators import Estimator, Spots
+from fiji_bridge.torch_localizer.estimators import Estimator, GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.fitting import SpotNoise
 from fiji_bridge.torch_localizer.options import (
     Analysis,
@@ -119,6 +120,14 @@ def localize(
             "The centroid of connected components has no strength: at a higher threshold it finds other "
             "places. Choose another detector."
         )
+    if not isinstance(analysis.estimator, GaussianFit | MultiEmitterFit):
+        for name, used in (
+            (f"uncertainty={uncertainty}", uncertainty != "thompson"),
+            ("background", background is not None),
+            ("variance", variance is not None),
+        ):
+            if used:
+                raise FijiBridgeError(f"{name} is for fits of a Gaussian; choose such an estimator.")
     if known_sigma:
         analysis = with_known_sigma(analysis)
     if false_alarm_rate is not None:
@@ -130,7 +139,7 @@ def localize(
     maps = _Maps.read(background, variance, found_in.shape)
     if camera.pixel_size_nm is None:
         raise FijiBridgeError('The pixel size is unknown; give it in nm with --camera "… pixelsize=…".')
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = choose_device(device)
     report = progress or silent
     total = found_in.sizes["t"]
     measure = _Measurement(analysis.estimator, camera, maps, uncertainty)

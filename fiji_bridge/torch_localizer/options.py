@@ -141,6 +141,8 @@ def with_likelihood_ratio(
     FijiBridgeError
         If the analysis has no sigma, or the rate is not possible.
     """
+    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+        raise FijiBridgeError(f"false_alarm_rate must be a number such as 1e-4, not {rate!r}.")
     estimator = analysis.estimator
     if not isinstance(estimator, GaussianFit | MultiEmitterFit):
         raise FijiBridgeError(

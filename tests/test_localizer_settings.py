@@ -1,0 +1,213 @@
+"""What the torch engine has beyond the plugin is reached in Python and on the command line."""
+
+import contextlib
+import importlib.util
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from scipy.special import erf
+
+import fiji_bridge as fb
+from fiji_bridge.cli import main
+from fiji_bridge.engines import UNCERTAINTIES
+from fiji_bridge.errors import FijiBridgeError
+
+DATA = Path(__file__).parent / "data" / "thunderstorm"
+_spec = importlib.util.spec_from_file_location("make_references", DATA / "make_references.py")
+assert _spec is not None and _spec.loader is not None
+made: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(made)
+
+CAMERA = "offset=100.0 photons2adu=1.0 isemgain=false pixelsize=100.0"
+MLE = "method=[Maximum likelihood] sigma=1.2"
+ELLIPTICAL = "estimator=[PSF: Elliptical Gaussian (3D astigmatism)]"
+
+
+@pytest.fixture(scope="module")
+def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of one molecule each at (19.3, 20.6) px, on light that rises to the right."""
+    edges = np.arange(41)
+    part = [np.diff(erf((edges - centre) / (1.2 * np.sqrt(2)))) / 2 for centre in (20.6, 19.3)]
+    light = 4 + 0.3 * np.arange(40) * np.ones((40, 1))
+    frames = np.random.default_rng(0).poisson(600 * np.outer(*part) + light, (12, 40, 40)) + 100
+    folder = tmp_path_factory.mktemp("movie")
+    tifffile.imwrite(folder / "movie.tif", frames.astype(np.uint16))
+    np.save(folder / "light.npy", light)
+    tifffile.imwrite(folder / "variance.tif", np.full((40, 40), 2.0, np.float32))
+    np.save(folder / "small.npy", light[:3])
+    return folder
+
+
+def told(*arguments: object) -> tuple[int, dict[str, Any]]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        code = main([*map(str, arguments), "--json"])
+    return code, json.loads(said.getvalue().strip().splitlines()[-1])
+
+
+def test_every_setting_gives_the_same_table_from_python_and_the_command_line(movie: Path) -> None:
+    out = movie / "out.csv"
+    settings = {
+        "false_alarm_rate": 1e-6,
+        "uncertainty": "crlb",
+        "background": movie / "light.npy",
+        "variance": movie / "variance.tif",
+    }
+    flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    code, found = told(
+        *("localize", movie / "movie.tif", "--out", out, "--camera", CAMERA, "--options", MLE),
+        *(*flags, "--known-sigma", "--strength", "--fit-stack", movie / "movie.tif"),
+    )
+    assert code == 0, found
+    assert found["engine"] == "torch" and found["localizations"] == 12
+    table = fb.localize(
+        movie / "movie.tif", camera=CAMERA, options=MLE, known_sigma=True, strength=True, **settings
+    )
+    pd.testing.assert_frame_equal(fb.read_localizations(out), table, check_dtype=False)
+    assert {"uncertainty_x [nm]", "uncertainty_intensity [photon]", "strength"} <= set(table)
+    assert np.allclose(table["sigma [nm]"], 120)
+    # The light is in the background, so nothing is left for the offset.
+    assert abs(table["offset [photon]"].mean()) < 1
+
+
+def test_a_rate_of_false_alarms_is_what_an_empty_movie_shows(movie: Path) -> None:
+    empty = (np.random.default_rng(1).poisson(8, (20, 128, 128)) + 100).astype(np.uint16)
+    with_rate = [
+        len(fb.localize(empty, camera=CAMERA, options=MLE, false_alarm_rate=rate)) for rate in (1e-3, 1e-5)
+    ]
+    # Of neighbouring pixels above the threshold only the highest counts.
+    assert 0.3 * 1e-3 * empty.size < with_rate[0] < 1.2 * 1e-3 * empty.size
+    assert with_rate[1] < 15
+
+
+@pytest.mark.parametrize("formula", UNCERTAINTIES)
+def test_each_formula_of_the_uncertainty_is_about_the_spread_of_the_positions(
+    movie: Path, formula: str
+) -> None:
+    table = fb.localize(movie / "movie.tif", camera=CAMERA, options=MLE, uncertainty=formula)
+    bright = table[table["intensity [photon]"] > 300]
+    spread = np.sqrt(bright["x [nm]"].var() / 2 + bright["y [nm]"].var() / 2)
+    assert 0.5 < float(bright["uncertainty [nm]"].median()) / spread < 2
+
+
+@pytest.mark.parametrize("fit", ["wlsq", "lsq", "mle"])
+def test_positions_in_space_by_the_plugins_own_calibration_are_the_plugins(
+    references: Path, fit: str
+) -> None:
+    options = f"{made.ANALYSIS} {ELLIPTICAL} sigma=1.6 fitradius=5 {made.FITS_3D[fit]}"
+    table = fb.localize(
+        references / "spatial.tif",
+        camera=made.CAMERA,
+        options=f"{options} calibrationpath=[{references}/lens_polynomial.yaml]",
+        engine="torch",
+    )
+    theirs = pd.read_csv(references / f"spatial_{fit}.csv")
+    assert list(table)[1:] == list(theirs) and len(table) == len(theirs)
+    # The plugin's maximum likelihood stops a little early.
+    tolerance = 0.2 if fit == "mle" else 1e-4
+    for name in ("x [nm]", "y [nm]", "z [nm]", "sigma1 [nm]", "sigma2 [nm]"):
+        np.testing.assert_allclose(table[name], theirs[name], atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--false-alarm-rate", 0.7], "between 0 and 0.5"),
+        (["--false-alarm-rate", 1e-4, "--engine", "thunderstorm"], "use --engine torch"),
+        (
+            ["--false-alarm-rate", 1e-4, "--options", "estimator=[Radial symmetry]"],
+            "needs the molecules' sigma",
+        ),
+        (["--known-sigma", "--options", "estimator=[No estimator]"], "symmetric Gaussian"),
+        (["--uncertainty", "crlb", "--options", "estimator=[Radial symmetry]"], "fits of a Gaussian"),
+        (["--background", "light.npy", "--options", "estimator=[Radial symmetry]"], "fits of a Gaussian"),
+        (["--background", "small.npy"], "shape"),
+        (["--background", "none.npy"], "Cannot read background"),
+        (["--variance", "none.tif"], "Cannot open"),
+        (["--variance", "small.npy", "--false-alarm-rate", 1e-4], "shape"),
+        (["--options", ELLIPTICAL, "--engine", "torch"], "needs calibrationpath="),
+        (
+            ["--options", f"{ELLIPTICAL} calibrationpath=none.yaml", "--engine", "torch"],
+            "Cannot read the calib",
+        ),
+        (["--device", "abacus", "--engine", "torch"], "device 'abacus' cannot be used"),
+        (["--fit-stack", "light.npy", "--engine", "torch"], "light.npy"),
+    ],
+)
+def test_bad_settings_are_told_in_one_sentence(
+    movie: Path, monkeypatch: pytest.MonkeyPatch, flags: list[object], said: str
+) -> None:
+    monkeypatch.chdir(movie)
+    code, found = told("localize", "movie.tif", "--out", "bad.csv", "--camera", CAMERA, *flags)
+    assert code == 1 and said in found["error"] and "\n" not in found["error"]
+    assert not (movie / "bad.csv").exists()
+
+
+def test_unknown_settings_are_told_in_one_sentence(movie: Path) -> None:
+    for settings, said in (
+        ({"sigma": 3}, "no setting sigma"),
+        ({"false_alarm_rate": "often"}, "a number such as"),
+        ({"uncertainty": "guess"}, "choose one of thompson, mortensen, crlb"),
+        ({"background": np.full((40, 40), np.nan)}, "zero or a positive number"),
+        ({"variance": np.ones((12, 40, 40))}, "one map"),
+    ):
+        with pytest.raises(FijiBridgeError, match=said):
+            fb.localize(movie / "movie.tif", camera=CAMERA, **settings)  # type: ignore[arg-type]
+
+
+# Tables on the command line
+
+
+def test_a_table_goes_through_every_command(movie: Path, references: Path) -> None:
+    camera = ("--camera", made.CAMERA)
+    for command, out, options in (
+        ("postprocess", "merged.csv", ["--options", made.STEPS["merge"]]),
+        ("drift", "drift.csv", ["--options", "action=drift method=[Cross correlation] steps=4"]),
+        ("render", "image.tif", ["--options", f"{made.REGION} {made.IMAGES['gauss']}"]),
+        ("export", "out.hdf5", []),
+        ("export", "later.csv", ["--format", "thunderstorm-1.4"]),
+    ):
+        code, found = told(command, references / "flat.csv", "--out", movie / out, *options, *camera)
+        assert code == 0, found
+        assert found["out"] == str(movie / out)
+    np.testing.assert_array_equal(
+        tifffile.imread(movie / "image.tif"), tifffile.imread(references / "gauss.tif")
+    )
+    merged = fb.read_localizations(movie / "merged.csv")
+    assert len(merged) == len(pd.read_csv(references / "flat_merge.csv"))
+    assert list(pd.read_csv(movie / "drift.csv")) == ["frame", "x [nm]", "y [nm]"]
+    flat = fb.read_localizations(references / "flat.csv")
+    back = fb.read_localizations(movie / "out.hdf5")
+    np.testing.assert_allclose(back["x [nm]"], flat["x [nm]"], rtol=1e-6)
+    assert "uncertainty_xy" in (movie / "later.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["postprocess", "flat.csv", "--out", "flat.csv", "--options", "action=merge"],
+            "is the input itself",
+        ),
+        (["postprocess", "flat.csv", "--out", "a.csv"], "Choose action="),
+        (["postprocess", "none.csv", "--out", "a.csv", "--options", "action=merge"], "none.csv"),
+        (["drift", "flat.csv", "--out", "a.csv", "--options", "action=merge"], "finds no drift"),
+        (["render", "flat.csv", "--out", "a.tif"], "pixelsize="),
+        (["render", "flat.csv", "--out", "a.png", "--camera", CAMERA], "a.png"),
+        (["export", "flat.csv", "--out", "a.hdf5"], "pixelsize="),
+        (["export", "flat.csv", "--out", "a.xml"], "names no format"),
+    ],
+)
+def test_bad_tables_and_options_are_told_in_one_sentence(
+    references: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    monkeypatch.chdir(references)
+    code, found = told(*words)
+    assert code == 1 and said in found["error"] and "\n" not in found["error"]
+    assert not any(Path(name).exists() for name in ("a.csv", "a.tif", "a.hdf5", "a.xml"))
