@@ -657,7 +657,7 @@ def test_a_number_of_threads_that_cannot_be_is_refused(references):
     ],
 )
 def test_an_image_of_less_than_a_pixel_is_refused(flat, options):
-    with pytest.raises(FijiBridgeError, match="is less than one pixel of an image with magnification="):
+    with pytest.raises(FijiBridgeError, match="is less than a pixel of an image with magnification="):
         thunderstorm.render(flat, options, camera=CAMERA)
 
 
