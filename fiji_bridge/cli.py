@@ -734,7 +734,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stack of a batch failed), 2 after wrong options, 130 after Ctrl-C.
     """
     # A job started in the background by a script has SIGINT ignored; whoever then sends it means it.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in (signal.SIGINT, signal.SIGTERM):  # what batch systems send; helpers are to end as well
+        signal.signal(name, signal.default_int_handler)
     given = sys.argv[1:] if arguments is None else arguments
     try:
         parsed = build_parser().parse_args(given)

@@ -130,7 +130,7 @@ def test_slices_stay_slices_and_channels_keep_their_colours_and_contrast(imagej,
 def test_training_writes_a_model_that_denoising_takes(imagej, folder, monkeypatch):
     monkeypatch.setattr(fiji_bridge, "train", partial(fiji_bridge.train, **SMALL))
     out = folder / "trained here.safetensors"
-    imagej.run_macro(opened(folder) + f'run("Train...", "output=[{out}] camera=[{CAMERA}]");')
+    imagej.run_macro(opened(folder) + f'run("Train...", "output=[{out}] steps=60 camera=[{CAMERA}]");')
     assert fiji_bridge.load_model(out).report["steps"] == 60
     said = imagej.run_macro(opened(folder) + f'run("Denoise...", "model=[{out}]"); return getTitle();')
     assert said == "denoised movie.tif"
@@ -195,7 +195,7 @@ def test_extensions_take_and_give_image_ids(imagej, folder, monkeypatch):
         + f"""
         raw = getImageID();
         newImage("another one in front", "8-bit", 50, 50, 1);
-        Ext.train(raw, "output=[{folder}/again.safetensors] camera=[{CAMERA}]", model);
+        Ext.train(raw, "output=[{folder}/again.safetensors] steps=60 camera=[{CAMERA}]", model);
         Ext.denoise(raw, "model=[" + model + "]", denoised);
         selectImage(denoised);
         title = getTitle();

@@ -5,7 +5,13 @@ The references in data/thunderstorm are explained there.
 
 import importlib.util
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -18,6 +24,7 @@ from scipy import ndimage
 from fiji_bridge import thunderstorm
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.stack import open_stack
 from fiji_bridge.thunderstorm import jar as jars
 from fiji_bridge.thunderstorm import processes, regions
 from fiji_bridge.thunderstorm import settings as ts
@@ -152,6 +159,25 @@ def test_a_region_that_is_none_is_refused(references, plugin, roi, sentence):
     with pytest.raises(FijiBridgeError, match=sentence) as error:
         thunderstorm.localize(references / "flat.tif", camera=CAMERA, roi=roi)
     assert "\n" not in str(error.value)
+
+
+def test_a_mask_may_be_an_array_with_labels_or_a_list(references, plugin):
+    stack = open_stack(references / "flat.tif")
+    mask = stack[0] > np.median(stack[0])
+    wanted = thunderstorm.localize(stack, camera=CAMERA, options=made.FLAT, roi=mask.to_numpy())
+    assert 0 < len(wanted) < len(thunderstorm.localize(stack, camera=CAMERA, options=made.FLAT))
+    for roi in (mask, mask.to_numpy().tolist()):
+        found = thunderstorm.localize(stack, camera=CAMERA, options=made.FLAT, roi=roi)
+        pd.testing.assert_frame_equal(found, wanted)
+
+
+def test_when_every_frame_fails_no_frame_is_said_to_be_done(references, plugin):
+    kept = []
+    with pytest.raises(FijiBridgeError, match="nor any other"):
+        thunderstorm.localize(
+            references / "flat.tif", camera=CAMERA, roi=(1, 1, 1, 1), options=made.FLAT, stopped=kept.append
+        )
+    assert not kept
 
 
 def test_a_selection_without_an_area_is_refused(references, plugin, tmp_path):
@@ -801,3 +827,111 @@ def test_a_table_of_a_later_version_and_one_with_text(plugin):
     assert list(kept["frame"]) == [1]
     with pytest.raises(FijiBridgeError, match="The column note is not of numbers"):
         thunderstorm.postprocess(pd.DataFrame(row | {"note": ["a", "b"]}), "action=merge")
+
+
+def in_a_process(arguments, folder, **environment):
+    """Run a Python with these arguments in a folder; give its exit code and all that it printed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_files_of_the_working_folder_do_not_stand_in_for_modules(references, plugin, display, tmp_path):
+    (tmp_path / "queue.py").write_text("raise ImportError('shadowed')")
+    (tmp_path / "macro.ijm").write_text("return toString(40 + 2);")
+    command = ["-P", "-m", "fiji_bridge.cli", "thunderstorm"]
+    stack = ["localize", str(references / "flat.tif"), "--camera", CAMERA.options(), "--options", made.FLAT]
+    code, said = in_a_process([*command, *stack, "--out", "two.csv", "--processes", "2"], tmp_path)
+    assert code == 0, said
+    code, said = in_a_process([*command, "macro", "macro.ijm"], tmp_path, DISPLAY=display)
+    assert code == 0 and "42" in said, said
+
+
+def test_names_with_letters_of_any_language_survive_a_plain_locale(plugin, tmp_path):
+    code = """
+import sys, pandas as pd
+from fiji_bridge import Camera, thunderstorm
+from fiji_bridge.thunderstorm.settings import AnalysisSettings
+camera = Camera.parse("offset=414.0 photons2adu=3.6 pixelsize=160.0")
+protocol = thunderstorm.Protocol("naïve μm.tif", camera, AnalysisSettings())
+table = pd.DataFrame({"frame": [1], "x [nm]": [20.0], "y [nm]": [30.0]})
+thunderstorm.export_table(table, "µ.csv", protocol=protocol)
+assert thunderstorm.Protocol.read("µ-protocol.txt") == protocol
+assert len(thunderstorm.import_table("µ.csv")) == 1
+"""
+    code, said = in_a_process(["-X", "utf8", "-c", code], tmp_path, LC_ALL="C")
+    assert code == 0, said
+
+
+def test_the_plugin_s_tables_of_units_are_filled_before_threads_come(plugin, tmp_path):
+    """Filled by several at once, x had no unit in the columns of some runs."""
+    code = """
+from fiji_bridge.thunderstorm import jar
+plugin = jar.load()
+fields = plugin.java_class("estimators.PSF.MoleculeDescriptor$Units").getDeclaredFields()
+for field in fields:
+    field.setAccessible(True)
+    if str(field.getName()) in ("allUnits", "allUnitsNames", "groups", "groupMap"):
+        print(field.getName(), field.get(None) is not None)
+"""
+    code, said = in_a_process(["-c", code], tmp_path)
+    assert code == 0 and said.count("True") == 4, said
+
+
+def test_json_with_a_missing_value_is_refused_by_the_column_s_name(flat, tmp_path):
+    table = flat.assign(**{"uncertainty [nm]": np.nan})
+    with pytest.raises(FijiBridgeError, match=r"JSON has no missing .* as in 'uncertainty \[nm\]'"):
+        thunderstorm.export_table(table, tmp_path / "a.json")
+    thunderstorm.export_table(table.drop(columns="uncertainty [nm]"), tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("wanted", [None, "2", 1.5, float("nan"), 0])
+def test_processes_and_threads_are_whole_numbers(references, plugin, wanted):
+    with pytest.raises(FijiBridgeError, match=r"^processes is .*; give a whole number of at least 1\.$"):
+        thunderstorm.localize(references / "flat.tif", camera=CAMERA, processes=wanted)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at the processes in /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_macro_ends_with_the_program_that_runs_it(plugin, tmp_path, number):
+    if shutil.which("Xvfb") is None:
+        pytest.skip("no Xvfb on this machine")
+    (tmp_path / "macro.ijm").write_text(f'File.saveString("x", "{tmp_path}/runs"); while (true) wait(100);')
+    environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
+    program = subprocess.Popen(
+        [sys.executable, "-m", "fiji_bridge.cli", "thunderstorm", "macro", str(tmp_path / "macro.ijm")],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.DEVNULL,
+    )
+    until((tmp_path / "runs").exists, 120)
+    helpers = descendants(program.pid)
+    assert len(helpers) >= 2, "Xvfb, and the process with ImageJ"
+    program.send_signal(number)
+    program.wait(30)
+    until(lambda: not any(map(alive, helpers)), 30)
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def descendants(pid):
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    found = [int(child) for child in children]
+    return found + [each for child in found for each in descendants(child)]
+
+
+def until(happened, seconds):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 from fiji_bridge.camera import Camera
@@ -399,12 +399,15 @@ def _thunderstorm(
             second_out=paths["other"],
             seed=int(values["seed"]),
             roi=values["roi"] or None,
+            stopped_out=None if values["output"] else Path(gettempdir()) / f"{title}-stopped.csv",
             progress=progress,
         )
         said, found = plugin.run(command, request)
-        if kinds and not values["output"]:  # the text would name files that go
+        named = [values[key] for key in kinds if values[key]]
+        if len(named) < sum(path is not None for path in paths.values()):  # the text would name files that go
             count = f", {found['molecules']:,} molecules" if "molecules" in found else ""
-            said = " ".join((f"ThunderSTORM's {command.verb}{count}.", *found.get("warnings", ())))
+            written = [f"Written: {', '.join(named)}."] if named else []
+            said = " ".join((f"ThunderSTORM's {command.verb}{count}.", *written, *found.get("warnings", ())))
         images: dict[str, xr.DataArray] = {}
         tables: dict[str, pd.DataFrame] = {}
         for key, kind in kinds.items():
@@ -669,7 +672,8 @@ THUNDERSTORM = Command(
             "Roi (empty: all)",
             "text",
             "",
-            "Region of interest of localize and calibrate: x,y,width,height in pixels, or a .roi file.",
+            "Region of interest of localize and calibrate: x,y,width,height in pixels, or a .roi file. The"
+            " selection on the image is not looked at.",
             cli="--roi",
         ),
         Parameter("Output (empty: only show it)", "save", "", "A file; its suffix chooses.", cli="--out"),

@@ -454,11 +454,14 @@ def _configure(wanted: _Wanted, java: Java | None) -> None:
 
     if java is not None:
         os.environ["JAVA_HOME"] = str(java.home)
+    if os.environ.get("LC_ALL") in ("C", "POSIX"):  # in which Java finds no file with letters beyond ASCII
+        os.environ["LC_ALL"] = "C.UTF-8"
     # fetch="auto" takes the Java that is there and downloads one only where there is none.
     scyjava.config.set_java_constraints(version=str(MINIMUM_JAVA), fetch="auto")
     options = [
         "-XX:+IgnoreUnrecognizedVMOptions",  # those for memory are not in every Java
         f"-Djava.awt.headless={str(wanted.mode == 'headless').lower()}",
+        "-Dfile.encoding=UTF-8",
         "--add-opens=java.base/java.lang=ALL-UNNAMED",  # the patcher defines classes
         *([f"-Xmx{wanted.heap}"] if wanted.heap else []),
         *_memory_options(wanted.heap),

@@ -168,12 +168,12 @@ def localize(
             for found in analysis.frames(_blocks(frames, fit_frames, size)):
                 done.append(found)  # those before an error stay
                 report("Localizing with ThunderSTORM", len(done), total)
-            if done and all(found.failed for found in done):
-                raise FijiBridgeError(f"{_failure(done)}, nor any other.")
         except BaseException:
             if stopped is not None and done:
                 stopped(_table(done, job, analysis.bounds))
             raise
+        if done and all(found.failed for found in done):
+            raise FijiBridgeError(f"{_failure(done)}, nor any other.")
         return _table(done, job, analysis.bounds)
 
 

@@ -50,6 +50,8 @@ class Request:
     processes: int = 1
     protocol: bool = False
     time_limit_s: float | None = None
+    stopped_out: Path | None = None
+    """Where the frames done go when an analysis stops; beside `out` when left out."""
     jar: Path | None = None
     progress: Progress = silent
 
@@ -159,7 +161,7 @@ def _localize(request: Request) -> Found:
 
     assert request.out is not None
     settings = AnalysisSettings.parse(request.options)
-    kept = request.out.with_name(f"{request.out.stem}-stopped{request.out.suffix}")
+    kept = request.stopped_out or request.out.with_name(f"{request.out.stem}-stopped{request.out.suffix}")
     saved: list[int] = []
 
     def keep(table: "pd.DataFrame") -> None:

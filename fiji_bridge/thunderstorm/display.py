@@ -70,7 +70,7 @@ def run_macro(
     with any_display() as display, tempfile.TemporaryDirectory(prefix="thunderstorm-") as folder:
         put_plugins(Path(folder), plugin)
         child = subprocess.Popen(
-            [sys.executable, "-m", "fiji_bridge.thunderstorm.display", folder],
+            [sys.executable, "-P", "-m", "fiji_bridge.thunderstorm.display", folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,6 +90,8 @@ def run_macro(
     answers = [line.removeprefix(ANSWER) for line in said.splitlines() if line.startswith(ANSWER)]
     if not answers:
         last = (complained.strip().splitlines() or ["it gave no reason"])[-1]
+        if "JVMNotRunning" in last:
+            last = "the macro ended Java"
         raise FijiBridgeError(f"ImageJ ended while it ran ThunderSTORM's macro: {last}.")
     kind, text = json.loads(answers[0])
     if kind == "error":
@@ -143,7 +145,8 @@ def any_display() -> Iterator[str]:
             "ThunderSTORM's commands need a display, and DISPLAY is not set; set it, or install Xvfb."
         )
     server = subprocess.Popen(
-        ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp"],
+        # Without its last client it ends, also when this process was killed.
+        ["Xvfb", "-displayfd", "1", "-screen", "0", "1280x1024x24", "-nolisten", "tcp", "-terminate"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -190,6 +193,13 @@ def _answer(kind: str, text: str) -> None:
     print(f"{ANSWER}{json.dumps([kind, text])}", flush=True)
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent is gone, and the time limit with it."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def _watch_dialogs() -> None:
     """End with the text of a dialog that waits for an answer, which nobody can give."""
     from jpype import JClass
@@ -227,6 +237,7 @@ def _main(folder: str) -> None:
     from jpype import JClass
 
     code, threads = json.loads(sys.stdin.read())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         image = start(folder)
         threading.Thread(target=_watch_dialogs, daemon=True).start()

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
 from fiji_bridge.localizations import REQUIRED, require_columns
 from fiji_bridge.thunderstorm.jar import Plugin, java_errors, load, lock, set_camera
 from fiji_bridge.thunderstorm.protocol import Protocol, protocol_path
-from fiji_bridge.thunderstorm.settings import XML, Export, FileFormat, Import
+from fiji_bridge.thunderstorm.settings import JSON, XML, Export, FileFormat, Import
 from fiji_bridge.thunderstorm.table import data_frame, generic_table
 
 if TYPE_CHECKING:
@@ -109,6 +111,10 @@ def export_table(
             set_camera(plugin, camera)
         results = generic_table(plugin, table)
         columns = settings.chosen([str(name) for name in results.getColumnNames()])
+        if isinstance(settings.format, JSON):
+            _require_finite(
+                table[[name for name in table if str(name).partition(" [")[0] in columns]], settings.path
+            )
         with replacing(settings.path) as partial:
             name = settings.format.fixed["fileformat"]
             with java_errors(f"{settings.path} cannot be written as {name}"):
@@ -119,6 +125,16 @@ def export_table(
         if protocol is not None and settings.save_protocol:
             protocol.write(protocol_path(settings.path), jar=jar)
     return Path(settings.path)
+
+
+def _require_finite(table: "pd.DataFrame", path: str) -> None:
+    numbers = table.select_dtypes("number")
+    lacking = numbers.columns[~np.isfinite(numbers).all()]
+    if len(lacking):
+        raise FijiBridgeError(
+            f"{path} cannot be written: JSON has no missing or infinite values, as in {lacking[0]!r};"
+            " take another format, or leave that column out."
+        )
 
 
 def _settings(kind: Any, options: Any) -> Any:

@@ -6,6 +6,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,11 +176,23 @@ def load(jar: str | os.PathLike[str] | None = None) -> Plugin:
         session.start()
         if _loaded is None:
             _loaded = path, session.load_plugin(path)
+            _fill_unit_tables(Plugin(_loaded[1], path))
         if _loaded[0] != path:
             raise FijiBridgeError(
                 f"ThunderSTORM was already loaded from {_loaded[0]}; use a new process for {path}."
             )
         return Plugin(_loaded[1], path)
+
+
+def _fill_unit_tables(plugin: Plugin) -> None:
+    """Have the plugin fill its tables of units now, in one thread.
+
+    It does so at first use and without a lock. Of threads that come at once, one may see no unit for x, and
+    when they spoil each other's table there is none for the rest of the process.
+    """
+    units = plugin["estimators.PSF.MoleculeDescriptor$Units"]
+    units.getDefaultUnit("x")
+    units.getCompatibleUnits(units.fromString("nm"))
 
 
 def set_camera(plugin: Plugin, camera: "Camera | str") -> None:
@@ -201,8 +214,8 @@ def plain(camera: "Camera") -> "Camera":
 
 def whole_number(wanted: int, name: str) -> int:
     """Refuse what is no number of threads or processes."""
-    if wanted != int(wanted) or wanted < 1:
-        raise FijiBridgeError(f"{name} is {wanted}; give a whole number of at least 1.")
+    if not isinstance(wanted, Integral) or wanted < 1:
+        raise FijiBridgeError(f"{name} is {wanted!r}; give a whole number of at least 1.")
     return int(wanted)
 
 

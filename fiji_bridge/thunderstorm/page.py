@@ -128,7 +128,7 @@ def page() -> str:
         "",
         "More options:",
         "",
-        "| command line | macro | of | what it is | Python | test |",
+        "| command line | batch macro | of | what it is | Python | test |",
         "|---|---|---|---|---|---|",
         *map(_extra_row, EXTRAS),
         _row(

@@ -28,7 +28,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "fiji_bridge.thunderstorm.processes"],
+            [sys.executable, "-P", "-m", "fiji_bridge.thunderstorm.processes"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the parent, which ends the others
@@ -44,9 +44,9 @@ class _Worker:
                 yield answer
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             status = self._process.wait()
+            advice = ", perhaps for want of memory; use fewer processes" if status < 0 else ""
             raise FijiBridgeError(
-                f"A worker process of ThunderSTORM's ended while it {doing} (exit status {status}), perhaps "
-                "for want of memory; use fewer processes."
+                f"A worker process of ThunderSTORM's ended while it {doing} (exit status {status}){advice}."
             ) from error
         if answer:
             raise FijiBridgeError(answer)
@@ -109,7 +109,8 @@ def processes(job: Job, number: int) -> Iterator[Processes]:
     workers: list[_Worker] = []
     pool = ThreadPoolExecutor(number, thread_name_prefix="ThunderSTORM")
     try:
-        workers += [_Worker() for _ in range(number)]
+        for _ in range(number):
+            workers.append(_Worker())
         yield Processes(workers, pool, job)
     finally:
         for worker in workers:

@@ -22,6 +22,7 @@ from fiji_bridge.thunderstorm.jar import (
     load,
     lock,
     module,
+    require_pixel_size,
     set_camera,
     set_hidden,
     without_constructor,
@@ -82,9 +83,13 @@ class Protocol:
             If there is no such file, or it is no protocol.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FijiBridgeError(f"Cannot read the protocol {path}: {error}.") from error
+            raw = Path(path).read_bytes()
+        except OSError as error:
+            raise FijiBridgeError(f"Cannot read the protocol {path}: {error.strerror}.") from error
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            text = raw.decode("latin-1")  # as the plugin writes it on some Windows
         try:
             if not text.startswith(HEAD):
                 raise ValueError(text)
@@ -115,7 +120,7 @@ class Protocol:
 
         with lock:
             plugin = load(jar)
-            set_camera(plugin, self.camera)
+            set_camera(plugin, require_pixel_size(self.camera))
             protocol = plugin["results.MeasurementProtocol"]()
             protocol.imageInfo = self._image(plugin)
             protocol.cameraSettings = plugin["CameraSetupPlugIn"].exportSettings()

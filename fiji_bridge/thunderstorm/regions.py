@@ -2,6 +2,7 @@
 
 import os
 import re
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,13 +26,21 @@ def checked(region: Region | None, shape: tuple[int, int]) -> tuple[int, ...] | 
     if region is None:
         return None
     if isinstance(region, (str, os.PathLike)):
-        numbers = re.fullmatch(r"\s*\(?(-?\d+(?:[\s,]+-?\d+)*)\)?\s*", str(region))
-        if not numbers:
+        numbers = re.fullmatch(r"\s*\(?(-?[\d.]+(?:[\s,]+-?[\d.]+)*)\)?\s*", str(region))
+        if not numbers or not re.search(r"\d", numbers[1]):
             return _file(Path(region))
-        region = [int(number) for number in re.split(r"[\s,]+", numbers[1])]
-    if isinstance(region, np.ndarray) and region.ndim == 2:
-        return _mask(region, shape)
-    return _rectangle(np.asarray(region), shape)
+        given: Any = [_number(number) for number in re.split(r"[\s,]+", numbers[1])]
+    else:
+        given = region
+    try:
+        values = np.asarray(given)
+    except ValueError:  # rows of unlike lengths
+        values = np.empty(0)
+    return _mask(values, shape) if values.ndim == 2 else _rectangle(values, shape)
+
+
+def _number(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
 
 
 def _file(path: Path) -> Path:
@@ -54,8 +63,8 @@ def _mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _rectangle(region: np.ndarray, shape: tuple[int, int]) -> tuple[int, ...]:
     if region.shape != (4,) or region.dtype.kind not in "iu":
         raise FijiBridgeError(
-            f"roi={region.tolist()!r} is no region; give x,y,width,height in whole pixels, a mask (y, x) or "
-            "a .roi file of ImageJ's."
+            f"roi={reprlib.repr(region.tolist())} is no region; give x,y,width,height in whole pixels, a "
+            "mask (y, x) or a .roi file of ImageJ's."
         )
     x, y, width, height = (int(number) for number in region)
     _require_inside((x, y, width, height), shape, f"roi={x},{y},{width},{height}")
