@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import zipfile
@@ -9,6 +10,9 @@ import pytest
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej import session
 from fiji_bridge.thunderstorm import jar as jars
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each on a core of its own
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
