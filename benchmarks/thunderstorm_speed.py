@@ -6,8 +6,8 @@ Both analyse the same simulated stack on the same cores, each time in a new proc
 Seconds of the analysis are those of `localize` and of `run("Run analysis", …)`, reading the stack included,
 and Java's warming up; of the whole, those of the process from its start to the written table. CPU is the
 time of all cores for the whole, which other work on the machine disturbs least; memory is the highest that
-was held. The best of the repeats is taken, and the molecules are compared. The macro runs twice: with the
-memory management that Java takes by itself (G1), as in an ImageJ that users start, and with that of ours.
+one process held. The best of the repeats is taken, and the molecules are compared. The macro runs twice: with
+the memory management that Java takes by itself (G1), as in an ImageJ that users start, and with that of ours.
 """
 
 import argparse
@@ -33,17 +33,24 @@ from fiji_bridge.thunderstorm.settings import AnalysisSettings, NoRenderer
 CAMERA = "offset=414.0 isemgain=false photons2adu=3.6 pixelsize=160.0"
 
 
-def ours(stack: Path, table: Path, options: str, cores: int) -> float:
+def ours(stack: Path, table: Path, options: str, cores: int, processes: int = 1) -> float:
     """Analyse headless; give the seconds of the analysis alone."""
     import pandas  # noqa: F401
     import xarray  # noqa: F401 - imported before the clock starts, as ImageJ has loaded its own classes
 
     load()
     began = time.perf_counter()
-    found = thunderstorm.localize(stack, camera=Camera.parse(CAMERA), options=options, threads=cores)
+    found = thunderstorm.localize(
+        stack, camera=Camera.parse(CAMERA), options=options, threads=cores, processes=processes
+    )
     seconds = time.perf_counter() - began
     write_localizations(found, table)
     return seconds
+
+
+def ours_in_processes(stack: Path, table: Path, options: str, cores: int) -> float:
+    """As `ours`, a process a core."""
+    return ours(stack, table, options, cores, processes=cores)
 
 
 def plugins(stack: Path, table: Path, options: str, cores: int) -> float:
@@ -71,16 +78,17 @@ WAYS = {
     "headless, by its classes": ours,
     "its own macro, Java's defaults": plugins_as_users_have_it,
     "its own macro, our Java options": plugins,
+    "headless, a process a core": ours_in_processes,
 }
 
 
 def one(way: str, stack: str, table: str, options: str, cores: str) -> None:
     """Run one way in this process and print what it took."""
     seconds = WAYS[way](Path(stack), Path(table), options, int(cores))
-    who = resource.RUSAGE_SELF if way == "headless, by its classes" else resource.RUSAGE_CHILDREN
-    used = resource.getrusage(who)
-    cpu = used.ru_utime + used.ru_stime
-    print(json.dumps({"analysis": seconds, "cpu": cpu, "memory": used.ru_maxrss / 2**20}))
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    cpu = sum(each.ru_utime + each.ru_stime for each in used)
+    memory = max(each.ru_maxrss for each in used) / 2**20
+    print(json.dumps({"analysis": seconds, "cpu": cpu, "memory": memory}))
 
 
 def measured(way: str, stack: Path, table: Path, options: str, cores: list[int]) -> dict[str, float]:
