@@ -262,9 +262,9 @@ def convolve(frames: Tensor, weights: np.ndarray, *, step: int = 1, replicate: b
     replicate
         Whether the border's values go on beyond it, or zeros stand there.
     """
-    if frames.device.type != "cpu":
+    if frames.device.type != "cpu" or not replicate:
         return _convolve_together(frames, weights, step, replicate)
-    return _in_threads(kernels.convolve_frames, frames, weights, step, replicate)[0]
+    return _in_threads(kernels.convolve_frames, frames, weights, step)[0]
 
 
 def _in_threads(

@@ -29,6 +29,8 @@ def threads_for_loops() -> Iterator[None]:
 def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
     """Call `work` with slices of ``range(count)``, on as many threads as torch takes.
 
+    What a slice's thread hands to `in_threads` itself, it does alone.
+
     Parameters
     ----------
     work
@@ -44,6 +46,6 @@ def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
         for some in slices:
             work(some)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=_count.set, initargs=(1,)) as pool:
         for _ in pool.map(work, slices):
             pass
