@@ -24,6 +24,12 @@ BLOCK = 4
 DIMMEST = 1e-6
 """Light of a pixel [photons] that counts as none."""
 
+CHUNK = 64
+"""Pixels of a row whose likelihood ratios go through the same arithmetic together."""
+
+LEAST = 1e-3
+"""Photons a pixel of the dimmest background that a likelihood ratio takes for possible."""
+
 FRESH, SEARCHING, DONE, FAILED = range(4)
 """Of a search, its status: not begun, and so on."""
 
@@ -447,9 +453,9 @@ def _sum_up(kind, likelihood, tried, seen, own, lines, borders, logs, work, part
     along_x, along_y, light = lines[0], lines[1], partial[: 2 * LANES]
     found[:] = 0.0
     for j in range(side):
-        for l in range(LANES):
-            light[l] = tried[3, l] * tried[3, l] * along_y[3 * j * LANES + l]
-            light[LANES + l] = tried[4, l] * tried[4, l]
+        for v in range(LANES):
+            light[v] = tried[3, v] * tried[3, v] * along_y[3 * j * LANES + v]
+            light[LANES + v] = tried[4, v] * tried[4, v]
         for i in range(0, wide, BLOCK):
             at = (j * wide + i) * LANES
             _model_light(light, along_x[3 * i * LANES :], seen[3 * at :], work[3 * at :], logs[0, at:])
@@ -461,8 +467,8 @@ def _sum_up(kind, likelihood, tried, seen, own, lines, borders, logs, work, part
         else:
             _add_squares(seen[3 * at :], work[3 * at :], found)
     if likelihood:
-        for l in range(LANES):
-            found[l] = max(2 * (found[l] + own[l]), 0.0)
+        for v in range(LANES):
+            found[v] = max(2 * (found[v] + own[v]), 0.0)
     sums[:] = 0.0
     for j in range(side):
         partial[:] = 0.0
@@ -473,50 +479,50 @@ def _sum_up(kind, likelihood, tried, seen, own, lines, borders, logs, work, part
 
 @njit(**_OPTIONS)
 def _model_light(light, share, seen, work, bright):
-    for l in range(LANES):
+    for v in range(LANES):
         for i in range(BLOCK):
-            value = seen[(3 * i + 1) * LANES + l] + light[LANES + l] + light[l] * share[3 * i * LANES + l]
-            work[3 * i * LANES + l] = value
-            bright[i * LANES + l] = max(value, DIMMEST)
+            value = seen[(3 * i + 1) * LANES + v] + light[LANES + v] + light[v] * share[3 * i * LANES + v]
+            work[3 * i * LANES + v] = value
+            bright[i * LANES + v] = max(value, DIMMEST)
 
 
 @njit(**_OPTIONS)
 def _add_squares(seen, work, found):
-    for l in range(LANES):
+    for v in range(LANES):
         total = 0.0
         for i in range(BLOCK):
-            at = 3 * i * LANES + l
+            at = 3 * i * LANES + v
             weight, residual = seen[at + 2 * LANES], seen[at] - work[at]
             work[at + LANES] = weight
             work[at + 2 * LANES] = weight * residual
             total += weight * residual * residual
-        found[l] += total
+        found[v] += total
 
 
 @njit(**_OPTIONS)
 def _add_deviance(seen, bright, logarithm, work, found):
-    for l in range(LANES):
+    for v in range(LANES):
         total = 0.0
         for i in range(BLOCK):
-            at = 3 * i * LANES + l
-            data, given, light = seen[at], seen[at + 2 * LANES], bright[i * LANES + l]
+            at = 3 * i * LANES + v
+            data, given, light = seen[at], seen[at + 2 * LANES], bright[i * LANES + v]
             weight = given / light
             work[at + LANES] = weight
             work[at + 2 * LANES] = (data - work[at]) * weight
-            total += given * (light - data * logarithm[i * LANES + l])
-        found[l] += total
+            total += given * (light - data * logarithm[i * LANES + v])
+        found[v] += total
 
 
 @njit(**_OPTIONS)
 def _add_block(work, along_x, partial):
-    for l in range(LANES):
+    for v in range(LANES):
         w1 = ws = wc = wd = wss = wsc = wsd = wcc = wcd = wdd = r1 = rs = rc = rd = 0.0
         for i in range(BLOCK):
-            w, r = work[(3 * i + 1) * LANES + l], work[(3 * i + 2) * LANES + l]
+            w, r = work[(3 * i + 1) * LANES + v], work[(3 * i + 2) * LANES + v]
             s, c, d = (
-                along_x[3 * i * LANES + l],
-                along_x[(3 * i + 1) * LANES + l],
-                along_x[(3 * i + 2) * LANES + l],
+                along_x[3 * i * LANES + v],
+                along_x[(3 * i + 1) * LANES + v],
+                along_x[(3 * i + 2) * LANES + v],
             )
             by_s, by_c, by_d = w * s, w * c, w * d
             w1 += w
@@ -533,50 +539,50 @@ def _add_block(work, along_x, partial):
             rs += r * s
             rc += r * c
             rd += r * d
-        partial[l] += w1
-        partial[LANES + l] += ws
-        partial[2 * LANES + l] += wc
-        partial[3 * LANES + l] += wd
-        partial[4 * LANES + l] += wss
-        partial[5 * LANES + l] += wsc
-        partial[6 * LANES + l] += wsd
-        partial[7 * LANES + l] += wcc
-        partial[8 * LANES + l] += wcd
-        partial[9 * LANES + l] += wdd
-        partial[10 * LANES + l] += r1
-        partial[11 * LANES + l] += rs
-        partial[12 * LANES + l] += rc
-        partial[13 * LANES + l] += rd
+        partial[v] += w1
+        partial[LANES + v] += ws
+        partial[2 * LANES + v] += wc
+        partial[3 * LANES + v] += wd
+        partial[4 * LANES + v] += wss
+        partial[5 * LANES + v] += wsc
+        partial[6 * LANES + v] += wsd
+        partial[7 * LANES + v] += wcc
+        partial[8 * LANES + v] += wcd
+        partial[9 * LANES + v] += wdd
+        partial[10 * LANES + v] += r1
+        partial[11 * LANES + v] += rs
+        partial[12 * LANES + v] += rc
+        partial[13 * LANES + v] += rd
 
 
 @njit(**_OPTIONS)
 def _add_row(partial, along_y, sums):
-    for l in range(LANES):
-        share, centre, width = along_y[l], along_y[LANES + l], along_y[2 * LANES + l]
-        s, c, d = partial[LANES + l], partial[2 * LANES + l], partial[3 * LANES + l]
-        ss, sc, sd = partial[4 * LANES + l], partial[5 * LANES + l], partial[6 * LANES + l]
-        cc, cd, dd = partial[7 * LANES + l], partial[8 * LANES + l], partial[9 * LANES + l]
-        rs, rc, rd = partial[11 * LANES + l], partial[12 * LANES + l], partial[13 * LANES + l]
-        sums[l] += share * share * cc
-        sums[LANES + l] += share * centre * sc
-        sums[2 * LANES + l] += share * (width * sc + share * cd)
-        sums[3 * LANES + l] += share * share * sc
-        sums[4 * LANES + l] += share * c
-        sums[5 * LANES + l] += share * rc
-        sums[6 * LANES + l] += centre * centre * ss
-        sums[7 * LANES + l] += centre * (width * ss + share * sd)
-        sums[8 * LANES + l] += centre * share * ss
-        sums[9 * LANES + l] += centre * s
-        sums[10 * LANES + l] += centre * rs
-        sums[11 * LANES + l] += width * width * ss + 2 * width * share * sd + share * share * dd
-        sums[12 * LANES + l] += share * (width * ss + share * sd)
-        sums[13 * LANES + l] += width * s + share * d
-        sums[14 * LANES + l] += width * rs + share * rd
-        sums[15 * LANES + l] += share * share * ss
-        sums[16 * LANES + l] += share * s
-        sums[17 * LANES + l] += share * rs
-        sums[18 * LANES + l] += partial[l]
-        sums[19 * LANES + l] += partial[10 * LANES + l]
+    for v in range(LANES):
+        share, centre, width = along_y[v], along_y[LANES + v], along_y[2 * LANES + v]
+        s, c, d = partial[LANES + v], partial[2 * LANES + v], partial[3 * LANES + v]
+        ss, sc, sd = partial[4 * LANES + v], partial[5 * LANES + v], partial[6 * LANES + v]
+        cc, cd, dd = partial[7 * LANES + v], partial[8 * LANES + v], partial[9 * LANES + v]
+        rs, rc, rd = partial[11 * LANES + v], partial[12 * LANES + v], partial[13 * LANES + v]
+        sums[v] += share * share * cc
+        sums[LANES + v] += share * centre * sc
+        sums[2 * LANES + v] += share * (width * sc + share * cd)
+        sums[3 * LANES + v] += share * share * sc
+        sums[4 * LANES + v] += share * c
+        sums[5 * LANES + v] += share * rc
+        sums[6 * LANES + v] += centre * centre * ss
+        sums[7 * LANES + v] += centre * (width * ss + share * sd)
+        sums[8 * LANES + v] += centre * share * ss
+        sums[9 * LANES + v] += centre * s
+        sums[10 * LANES + v] += centre * rs
+        sums[11 * LANES + v] += width * width * ss + 2 * width * share * sd + share * share * dd
+        sums[12 * LANES + v] += share * (width * ss + share * sd)
+        sums[13 * LANES + v] += width * s + share * d
+        sums[14 * LANES + v] += width * rs + share * rd
+        sums[15 * LANES + v] += share * share * ss
+        sums[16 * LANES + v] += share * s
+        sums[17 * LANES + v] += share * rs
+        sums[18 * LANES + v] += partial[v]
+        sums[19 * LANES + v] += partial[10 * LANES + v]
 
 
 @njit(**_OPTIONS)
@@ -594,15 +600,15 @@ def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
     exact
         (lanes,), overwritten.
     """
-    for l in range(LANES):
-        root, offset = tried[3, l], tried[4, l]
-        beyond = not bounds[0] < root < bounds[1] and (sums[17 * LANES + l] * root < 0) == (root <= bounds[0])
-        factors[l] = factors[LANES + l] = root * root
-        factors[2 * LANES + l] = 0.0 if bounds[2] != 0 else root * root
-        factors[3 * LANES + l] = 0.0 if beyond else 2 * root
-        factors[4 * LANES + l] = 2 * offset
-        factors[5 * LANES + l] = 1.0
-        exact[l] = 1.0
+    for v in range(LANES):
+        root, offset = tried[3, v], tried[4, v]
+        beyond = not bounds[0] < root < bounds[1] and (sums[17 * LANES + v] * root < 0) == (root <= bounds[0])
+        factors[v] = factors[LANES + v] = root * root
+        factors[2 * LANES + v] = 0.0 if bounds[2] != 0 else root * root
+        factors[3 * LANES + v] = 0.0 if beyond else 2 * root
+        factors[4 * LANES + v] = 2 * offset
+        factors[5 * LANES + v] = 1.0
+        exact[v] = 1.0
     at = 0
     for k in range(5):
         row = triangle[6 * k * LANES :]
@@ -613,36 +619,36 @@ def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
         row = triangle[6 * k * LANES :]
         diagonal = row[k * LANES :]
         inverse = factors
-        for l in range(LANES):
-            inverse[l] = diagonal[l]
+        for v in range(LANES):
+            inverse[v] = diagonal[v]
         for i in range(k):
             other = triangle[6 * i * LANES :]
             for j in range(k, 6):
                 _subtract(other[k * LANES :], other[j * LANES :], row[j * LANES :])
-        for l in range(LANES):
-            whole, left = inverse[l], diagonal[l]
-            exact[l] = exact[l] if left > 1e-6 * whole or whole == 0 else 0.0
-            inverse[l] = 1 / math.sqrt(left if left > 0 else 1.0)
+        for v in range(LANES):
+            whole, left = inverse[v], diagonal[v]
+            exact[v] = exact[v] if left > 1e-6 * whole or whole == 0 else 0.0
+            inverse[v] = 1 / math.sqrt(left if left > 0 else 1.0)
         for j in range(k, 6):
             _multiply(inverse, row[j * LANES :])
 
 
 @njit(**_OPTIONS)
 def _scale(values, first, second, out):
-    for l in range(LANES):
-        out[l] = values[l] * first[l] * second[l]
+    for v in range(LANES):
+        out[v] = values[v] * first[v] * second[v]
 
 
 @njit(**_OPTIONS)
 def _subtract(first, second, out):
-    for l in range(LANES):
-        out[l] -= first[l] * second[l]
+    for v in range(LANES):
+        out[v] -= first[v] * second[v]
 
 
 @njit(**_OPTIONS)
 def _multiply(values, out):
-    for l in range(LANES):
-        out[l] *= values[l]
+    for v in range(LANES):
+        out[v] *= values[v]
 
 
 @njit(**_OPTIONS)
@@ -652,20 +658,20 @@ def _share_out(kind, tried, side, lines, borders):
     count = side + 1 if kind == INTEGRATED else side
     first = -0.5 - radius if kind == INTEGRATED else -1.0 * radius
     scaled, density, cumulative, work = borders[0], borders[1], borders[2], borders[3]
-    for l in range(LANES):
-        sigma = tried[2, l] if kind == INTEGRATED else tried[2, l] * tried[2, l]
-        work[l] = 1 / sigma
+    for v in range(LANES):
+        sigma = tried[2, v] if kind == INTEGRATED else tried[2, v] * tried[2, v]
+        work[v] = 1 / sigma
     for a in range(2):
         for i in range(count):
             at = (a * count + i) * LANES
-            for l in range(LANES):
-                scaled[at + l] = (i + first - tried[a, l]) * work[l]
+            for v in range(LANES):
+                scaled[at + v] = (i + first - tried[a, v]) * work[v]
     size = 2 * count * LANES
     _normal(scaled[:size], density[:size], cumulative[:size], work[:size])
-    for l in range(LANES):
-        sigma = tried[2, l] if kind == INTEGRATED else tried[2, l] * tried[2, l]
-        work[l] = math.sqrt(0.5 / math.pi) / sigma
-        work[LANES + l] = 1 / tried[2, l]
+    for v in range(LANES):
+        sigma = tried[2, v] if kind == INTEGRATED else tried[2, v] * tried[2, v]
+        work[v] = math.sqrt(0.5 / math.pi) / sigma
+        work[LANES + v] = 1 / tried[2, v]
     for a in range(2):
         out = lines[a]
         for i in range(side):
@@ -678,20 +684,20 @@ def _share_out(kind, tried, side, lines, borders):
 
 @njit(**_OPTIONS)
 def _integrated_share(scaled, density, cumulative, peak, at, out, to):
-    for l in range(LANES):
-        here, there = peak[l] * density[at + l], peak[l] * density[at + LANES + l]
-        out[to + l] = cumulative[at + LANES + l] - cumulative[at + l]
-        out[to + LANES + l] = here - there
-        out[to + 2 * LANES + l] = here * scaled[at + l] - there * scaled[at + LANES + l]
+    for v in range(LANES):
+        here, there = peak[v] * density[at + v], peak[v] * density[at + LANES + v]
+        out[to + v] = cumulative[at + LANES + v] - cumulative[at + v]
+        out[to + LANES + v] = here - there
+        out[to + 2 * LANES + v] = here * scaled[at + v] - there * scaled[at + LANES + v]
 
 
 @njit(**_OPTIONS)
 def _sampled_share(scaled, density, peak, at, out, to):
-    for l in range(LANES):
-        u, value, inverse = scaled[at + l], density[at + l] * peak[l], peak[LANES + l]
-        out[to + l] = value
-        out[to + LANES + l] = value * u * inverse * inverse
-        out[to + 2 * LANES + l] = value * (u * u - 1) * 2 * inverse
+    for v in range(LANES):
+        u, value, inverse = scaled[at + v], density[at + v] * peak[v], peak[LANES + v]
+        out[to + v] = value
+        out[to + LANES + v] = value * u * inverse * inverse
+        out[to + 2 * LANES + v] = value * (u * u - 1) * 2 * inverse
 
 
 @njit(**_OPTIONS)
@@ -1130,7 +1136,7 @@ def _replicate(frame, before, padded):
 @njit(nogil=True, cache=True)
 def _convolve_inside(frame, weights, step, out):
     """Convolve along y and then along x, where all taps lie in the frame."""
-    height, width = out.shape
+    height = len(out)
     row, total = np.empty(frame.shape[1], np.float32), np.empty(frame.shape[1])
     pixels = frame.reshape(-1)
     for y in range(height):
@@ -1260,3 +1266,143 @@ def find_maxima(images, thresholds, radius, diagonal, lowest, out):
                         out[found, 0], out[found, 1], out[found, 2] = n, x, y
                     found += 1
     return found
+
+
+@njit(**_OPTIONS)
+def likelihood_ratio(frames, noise, spot, steps, out):
+    """Give the signed root of twice the logarithm of the likelihood ratio of a molecule at each pixel.
+
+    Parameters
+    ----------
+    frames
+        (n, y, x) float32 [photons].
+    noise
+        (y, x) variance besides that of the light [photons²], or no rows.
+    spot
+        (side,) share of a molecule's light in each row and column of the square around it.
+    steps
+        Of Fisher scoring for intensity and background.
+    out
+        Like `frames`, overwritten.
+    """
+    height, width = frames.shape[1:]
+    side = len(spot)
+    radius = side // 2
+    wide = -(-width // CHUNK) * CHUNK
+    noisy = noise.shape[0] > 0
+    # Read noise is as good as Poisson noise of as much more light (Huang et al. 2013).
+    read, light = np.zeros((2, height + 2 * radius, wide + 2 * radius), np.float32)
+    if noisy:
+        _replicate(noise.astype(np.float32), radius, read)
+    work, single, found = np.empty((10, CHUNK)), np.empty(7 * CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    for n in range(frames.shape[0]):
+        _replicate(frames[n], radius, light)
+        for y in range(height):
+            for x in range(0, width, CHUNK):
+                _likelihood_ratio_chunk(light, read, y, x, noisy, spot, steps, work, single, found)
+                here = out[n, y, x:]
+                for i in range(min(CHUNK, width - x)):
+                    here[i] = found[i]
+
+
+@njit(**_OPTIONS)
+def _likelihood_ratio_chunk(light, read, top, left, noisy, spot, steps, work, single, out):
+    side = len(spot)
+    total, overlap, start, flat = work[0], work[1], work[2], work[3]
+    model, logarithm, exponent, likelihood = work[4], work[5], work[6], work[7]
+    bright, below = work[8], work[9]
+    pixels, weight, square, highest = side * side, 0.0, 0.0, 0.0
+    for j in range(side):
+        for i in range(side):
+            share = spot[j] * spot[i]
+            weight += share
+            square += share * share
+            highest = max(highest, share)
+    total[:] = 0.0
+    overlap[:] = 0.0
+    for j in range(side):
+        _add_seen(light[top + j, left:], spot, spot[j], total, overlap)
+    # Least squares is the start, and Fisher scoring goes on from there, in single precision: at its maximum
+    # the likelihood is flat.
+    place, sums = single[: 2 * CHUNK], single[2 * CHUNK :]
+    for x in range(CHUNK):
+        intensity = (overlap[x] - weight * total[x] / pixels) / (square - weight * weight / pixels)
+        flat[x] = max(total[x] / pixels, LEAST)
+        start[x] = place[x] = intensity
+        place[CHUNK + x] = max((total[x] - weight * intensity) / pixels, LEAST)
+        likelihood[x] = 0.0
+    for _ in range(steps):
+        sums[:] = 0.0
+        for j in range(side):
+            _add_score(light[top + j, left:], read[top + j, left:], spot, spot[j], place, sums)
+        _score(place, sums, highest)
+    for x in range(CHUNK):
+        bright[x], below[x] = place[x], place[CHUNK + x]
+    for j in range(side):
+        seen, noise = light[top + j, left:], read[top + j, left:]
+        for i in range(side):
+            share = spot[j] * spot[i]
+            _model_pixels(noise, i, share, bright, below, model)
+            _logarithm(model, exponent, logarithm)
+            _add_likelihood(seen, noise, i, share, bright, below, logarithm, likelihood, 1.0)
+            if noisy:
+                _model_pixels(noise, i, 0.0, bright, flat, model)
+                _logarithm(model, exponent, logarithm)
+                _add_likelihood(seen, noise, i, 0.0, bright, flat, logarithm, likelihood, -1.0)
+    if not noisy:
+        model[:] = flat
+        _logarithm(model, exponent, logarithm)
+        for x in range(CHUNK):
+            likelihood[x] -= total[x] * logarithm[x] - pixels * flat[x]
+    for x in range(CHUNK):
+        out[x] = math.copysign(math.sqrt(max(2 * likelihood[x], 0.0)), start[x])
+
+
+@njit(**_OPTIONS)
+def _add_seen(light, spot, row, total, overlap):
+    for i in range(len(spot)):
+        share = row * spot[i]
+        for x in range(CHUNK):
+            total[x] += light[i + x]
+            overlap[x] += share * light[i + x]
+
+
+@njit(**_OPTIONS)
+def _add_score(light, read, spot, row, place, sums):
+    for i in range(len(spot)):
+        share = np.float32(row * spot[i])
+        for x in range(CHUNK):
+            model = max(place[CHUNK + x] + share * place[x], np.float32(LEAST)) + read[i + x]
+            inverse = np.float32(1) / model
+            residual = (light[i + x] + read[i + x]) * inverse - np.float32(1)
+            sums[x] += share * residual
+            sums[CHUNK + x] += residual
+            sums[2 * CHUNK + x] += share * share * inverse
+            sums[3 * CHUNK + x] += share * inverse
+            sums[4 * CHUNK + x] += inverse
+
+
+@njit(**_OPTIONS)
+def _score(place, sums, highest):
+    for x in range(CHUNK):
+        a, b = np.float64(sums[x]), np.float64(sums[CHUNK + x])
+        c, d = np.float64(sums[2 * CHUNK + x]), np.float64(sums[3 * CHUNK + x])
+        e = np.float64(sums[4 * CHUNK + x])
+        determinant = max(c * e - d * d, 1e-30)
+        below = max(place[CHUNK + x] + (c * b - d * a) / determinant, LEAST)
+        place[x] = max(place[x] + (e * a - d * b) / determinant, -0.9 * below / highest)
+        place[CHUNK + x] = below
+
+
+@njit(**_OPTIONS)
+def _model_pixels(read, i, share, bright, below, model):
+    for x in range(CHUNK):
+        model[x] = max(below[x] + share * bright[x], LEAST) + read[i + x]
+
+
+@njit(**_OPTIONS)
+def _add_likelihood(light, read, i, share, bright, below, logarithm, likelihood, sign):
+    for x in range(CHUNK):
+        noise = np.float64(read[i + x])
+        model = max(below[x] + share * bright[x], LEAST) + noise
+        likelihood[x] += sign * ((light[i + x] + noise) * logarithm[x] - model)
