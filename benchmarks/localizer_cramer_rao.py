@@ -89,11 +89,12 @@ def errors(table: pd.DataFrame, place: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000, help="molecules of each brightness")
+    parser.add_argument("--photons", type=float, nargs="+", default=(100, 150, 200, 500, 1000, 2000, 5000))
     parser.add_argument("--plugin", action="store_true", help="also run the ThunderSTORM plugin")
     arguments = parser.parse_args()
     options = f"filter=[No filter] threshold=500 sigma={SIGMA} fitradius={RADIUS} method=[Maximum likelihood]"
     rows = []
-    for number, photons in enumerate((100, 150, 200, 500, 1000, 2000, 5000)):
+    for number, photons in enumerate(arguments.photons):
         frames, place = frames_of(photons, arguments.count, number)
         # Candidates are taken from the true picture: what is measured here is the fit.
         seen = np.full_like(frames, 110)

@@ -195,11 +195,14 @@ def main() -> None:
     densities = (0.1, 0.3, 1.0) if arguments.dense else (0.1,)
     rows = [row for density in densities for row in compare(arguments.frames, density, arguments.device)]
     table = pd.DataFrame(rows)
-    speed = table.pivot(index=["density", "run"], columns="engine", values="molecules/s")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    if "thunderstorm" in speed:
-        print("Ours over the plugin's molecules a second:")
-        print((speed["torch"] / speed["thunderstorm"]).to_string(float_format=lambda value: f"{value:.1f}"))
+    speed = table.pivot(
+        index=["density", "run"], columns="engine", values=["molecules/s", "a processor's", "Jaccard"]
+    )
+    if "thunderstorm" in table["engine"].to_numpy():
+        ratios = speed.xs("torch", axis=1, level=1) / speed.xs("thunderstorm", axis=1, level=1)
+        print("Ours over the plugin's:")
+        print(ratios.to_string(float_format=lambda value: f"{value:.3g}"))
     print(pd.DataFrame(peers(20_000)).to_string(index=False, float_format=lambda value: f"{value:,.0f}"))
 
 

@@ -1151,25 +1151,25 @@ def _convolve_inside(frame, weights, step, out):
 @njit(nogil=True, cache=True)
 def _weigh(pixels, distance, weights, total, out):
     taps, count = len(weights), len(out)
-    total[:count] = 0.0
-    for k in range(0, taps - taps % 5, 5):
-        at = (taps - 5 - k) * distance
-        _add_five(
-            total, weights[k:], pixels[at + 4 * distance :], pixels[at + 3 * distance :],
-            pixels[at + 2 * distance :], pixels[at + distance :], pixels[at:], count,
+    if taps == 5:  # as in the default filter
+        _weigh_five(
+            weights, pixels[4 * distance :], pixels[3 * distance :], pixels[2 * distance :],
+            pixels[distance:], pixels, out,
         )  # fmt: skip
-    for k in range(taps - taps % 5, taps):
+        return
+    total[:count] = 0.0
+    for k in range(taps):
         _add_one(total, weights[k], pixels[(taps - 1 - k) * distance :], count)
     for x in range(count):
         out[x] = total[x]
 
 
 @njit(nogil=True, cache=True)
-def _add_five(total, weights, first, second, third, fourth, fifth, count):
+def _weigh_five(weights, first, second, third, fourth, fifth, out):
     a, b, c, d, e = weights[0], weights[1], weights[2], weights[3], weights[4]
-    for x in range(count):
-        start = (total[x] + first[x] * a) + second[x] * b
-        total[x] = ((start + third[x] * c) + fourth[x] * d) + fifth[x] * e
+    for x in range(len(out)):
+        total = np.float64(first[x] * a) + second[x] * b
+        out[x] = ((total + third[x] * c) + fourth[x] * d) + fifth[x] * e
 
 
 @njit(nogil=True, cache=True)
