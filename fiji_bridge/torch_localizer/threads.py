@@ -38,10 +38,12 @@ def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
     count
         How much there is to do.
     at_once
-        Length of a slice.
+        Length of a slice at most; it is less where a thread would else have nothing to do.
     """
+    threads = _count.get() or torch.get_num_threads()
+    at_once = max(1, min(at_once, -(-count // threads)))
     slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-    threads = min(_count.get() or torch.get_num_threads(), len(slices))
+    threads = min(threads, len(slices))
     if threads <= 1:
         for some in slices:
             work(some)
