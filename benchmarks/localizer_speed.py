@@ -1,21 +1,26 @@
 """Speed and memory of our localizer, as ratios to others on the same stack in the same run.
 
-Simulates the plugin's default data (and 3 and 10 times its density with ``--dense``), runs ours and the
-ThunderSTORM plugin on it by WLSQ, by MLE and, with fewer frames, by multi-emitter fits, each once to warm up
-and then measured; where Picasso is installed, its fits of the same spots too. ``--memory`` instead runs
-ours on 1,000, 10,000 and 100,000 frames of a stack that is made as it is read, and prints peak memory.
+Simulates the plugin's default data (and 3 and 10 times its density with ``--dense``, of which multi-emitter
+fits get the fewer frames the denser they are), runs ours and the ThunderSTORM plugin on it by WLSQ, by MLE
+and, with fewer frames, by multi-emitter fits, each once to warm up and then measured; where Picasso is
+installed, its fits of the same spots too. ``--memory`` instead runs ours on TIFF files of 1,000, 10,000 and
+100,000 frames, and prints peak memory. ``--detection`` instead prints what each filter with its threshold and
+detector takes, a frame.
 """
 
 import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import tifffile
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
@@ -46,7 +51,7 @@ def compare(frames: int, density: float, device: str | None) -> list[dict[str, A
     stack = made.stack.to_numpy()
     rows = []
     for name, options in RUNS.items():
-        some = stack if name != "multi-emitter" else stack[: max(10, frames // 20)]
+        some = stack if name != "multi-emitter" else stack[: max(5, round(frames / (200 * density)))]
         truth = made.ground_truth[made.ground_truth["frame"] <= len(some)]
         for engine in ("torch", "thunderstorm"):
             settings = {"device": device} if engine == "torch" else {}
@@ -114,18 +119,52 @@ def peers(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def peak_memory(frames: int) -> float:
-    """Localize frames that are made as they are read; gives the process's peak [MiB]."""
-    import dask.array as da
-    import xarray as xr
+def detection(frames: int) -> list[dict[str, Any]]:
+    """Measure filter, threshold and detector alone, of each kind."""
+    stack = simulate(options=WITHOUT_FILES, camera=CAMERA, frames=frames).stack.to_numpy()
+    names = ("Wave.F1", "Box.F", "DoB.F", "Gauss.F", "LowGauss.F", "DoG.F", "Med.F")
+    filters = (
+        "Wavelet filter (B-Spline)", "Averaging (Box) filter", "Difference of averaging filters",
+        "Gaussian filter", "Lowered Gaussian filter", "Difference-of-Gaussians filter", "Median filter",
+    )  # fmt: skip
+    runs = {
+        name: f"filter=[{kind}] threshold=2*std({name}) estimator=[No estimator]"
+        for name, kind in zip(names, filters, strict=True)
+    }
+    rows = []
+    for name, options in [*runs.items(), ("likelihood ratio", "")]:
+        rate = {"false_alarm_rate": 1e-4} if name == "likelihood ratio" else {}
 
-    block = np.random.default_rng(0).poisson(20, (100, 128, 128)).astype(np.uint16) + np.uint16(100)
-    block[:, 40::20, 40::20] += 200
-    pieces = [da.from_array(block, chunks=block.shape)] * (frames // len(block))
-    stack = xr.DataArray(da.concatenate(pieces), dims=("t", "y", "x"))
-    table = localize(stack, camera=CAMERA, options="threshold=3*std(Wave.F1)", engine="torch")
+        def run(options: str = options, rate: Any = rate) -> Any:
+            return localize(stack, camera=CAMERA, options=options, engine="torch", device="cpu", **rate)
+
+        run()
+        table, wall, processor = timed(run)
+        rows.append(
+            {
+                "run": name,
+                "candidates": len(table),
+                "µs a frame": 1e6 * wall / frames,
+                "of processors": 1e6 * processor / frames,
+            }
+        )
+    return rows
+
+
+def peak_memory(path: str) -> float:
+    """Localize a file; gives the process's peak [MiB]."""
+    table = localize(path, camera=CAMERA, options="threshold=3*std(Wave.F1)", engine="torch", device="cpu")
     print(f"{len(table)} molecules", file=sys.stderr)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def write_frames(path: Path, frames: int) -> None:
+    """Write a TIFF of 64×64 pixel frames, four molecules each."""
+    block = np.random.default_rng(0).poisson(20, (100, 64, 64)).astype(np.uint16) + np.uint16(100)
+    block[:, 20::24, 20::24] += 200
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        pages = (block[n % len(block)] for n in range(frames))
+        file.write(pages, shape=(frames, 64, 64), dtype=np.uint16, photometric="minisblack")
 
 
 def main() -> None:
@@ -134,25 +173,36 @@ def main() -> None:
     parser.add_argument("--dense", action="store_true", help="also 3 and 10 times the density")
     parser.add_argument("--device", default=None, help="torch device, such as cpu or cuda")
     parser.add_argument("--memory", action="store_true", help="measure memory instead")
-    parser.add_argument("--frames-in-memory", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--detection", action="store_true", help="measure detection alone instead")
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.frames_in_memory:
-        print(peak_memory(arguments.frames_in_memory))
+    if arguments.peak_of:
+        print(peak_memory(arguments.peak_of))
         return
     if arguments.memory:
-        for frames in (1000, 10_000, 100_000):
-            command = [sys.executable, __file__, "--frames-in-memory", str(frames)]
-            peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-            print(f"{frames:>7} frames: {peak:,.0f} MiB")
+        with tempfile.TemporaryDirectory() as folder:
+            for frames in (1000, 10_000, 100_000):
+                path = Path(folder) / "stack.tif"
+                write_frames(path, frames)
+                command = [sys.executable, __file__, "--peak-of", str(path)]
+                result = subprocess.run(command, capture_output=True, text=True, check=True)
+                print(f"{frames:>7} frames: {float(result.stdout):,.0f} MiB, {result.stderr.strip()}")
+        return
+    if arguments.detection:
+        table = pd.DataFrame(detection(max(1, arguments.frames // 10)))
+        print(table.to_string(index=False, float_format=lambda value: f"{value:.0f}"))
         return
     densities = (0.1, 0.3, 1.0) if arguments.dense else (0.1,)
     rows = [row for density in densities for row in compare(arguments.frames, density, arguments.device)]
     table = pd.DataFrame(rows)
-    speed = table.pivot(index=["density", "run"], columns="engine", values="molecules/s")
     print(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    if "thunderstorm" in speed:
-        print("Ours over the plugin's molecules a second:")
-        print((speed["torch"] / speed["thunderstorm"]).to_string(float_format=lambda value: f"{value:.1f}"))
+    speed = table.pivot(
+        index=["density", "run"], columns="engine", values=["molecules/s", "a processor's", "Jaccard"]
+    )
+    if "thunderstorm" in table["engine"].to_numpy():
+        ratios = speed.xs("torch", axis=1, level=1) / speed.xs("thunderstorm", axis=1, level=1)
+        print("Ours over the plugin's:")
+        print(ratios.to_string(float_format=lambda value: f"{value:.3g}"))
     print(pd.DataFrame(peers(20_000)).to_string(index=False, float_format=lambda value: f"{value:,.0f}"))
 
 

@@ -21,6 +21,7 @@ from fiji_bridge.devices import choose_device
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import frame_blocks, open_stack
+from fiji_bridge.torch_localizer import kernels
 from fiji_bridge.torch_localizer.detectors import ConnectedComponents
 from fiji_bridge.torch_localizer.estimators import Estimator, GaussianFit, MultiEmitterFit, Spots
 from fiji_bridge.torch_localizer.fitting import SpotNoise
@@ -30,7 +31,7 @@ from fiji_bridge.torch_localizer.options import (
     with_known_sigma,
     with_likelihood_ratio,
 )
-from fiji_bridge.torch_localizer.threads import threads_for_loops
+from fiji_bridge.torch_localizer.threads import in_threads, threads_for_loops
 from fiji_bridge.torch_localizer.uncertainty import UNCERTAINTIES
 
 if TYPE_CHECKING:
@@ -39,9 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = ["localize"]
 
-PIXELS_AT_ONCE = {"cpu": 2**20, "cuda": 2**24}
+PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**24}
+"""Of frames that are read together."""
+
 SPOTS_AT_ONCE = 2**16
-"""Candidates fitted together, from as many blocks as it takes: the last few of each fit need many steps."""
+"""Candidates kept, from as many blocks as it takes, and on a GPU fitted together: the last few of each fit
+need many steps."""
+
+TO_A_THREAD = {"pixels": 2**18, "spots": 2**12}
+"""Of what a thread of the CPU takes at a time, so that it stays in the processor's caches."""
 
 
 def localize(
@@ -147,8 +154,8 @@ def localize(
     waiting: list[Candidates] = []
     report("Localizing", 0, total)
     with threads_for_loops():
-        for start, seen, measured in _blocks(found_in, fitted, camera, target):
-            waiting.append(_detect(analysis, start, seen, measured))
+        for start, seen, measured in _blocks(found_in, fitted, target):
+            waiting += _detect(analysis, camera, target, start, seen, measured)
             done = start + len(seen)
             if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
                 parts.append(measure(Candidates.join(waiting)))
@@ -192,19 +199,18 @@ def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, analysis: Analys
 
 
 def _blocks(
-    stack: xr.DataArray, fit_stack: xr.DataArray, camera: Camera, device: torch.device
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Give (first frame, frames to detect on, frames to fit), both (n, y, x) float32 ADU above the offset."""
+    stack: xr.DataArray, fit_stack: xr.DataArray, device: torch.device
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Give (first frame, frames to detect on, frames to fit), both (n, y, x) [ADU]."""
     frames = max(1, PIXELS_AT_ONCE[device.type] // math.prod(stack.shape[1:]))
     if fit_stack is stack:
         for start, block in frame_blocks(stack, frames):
-            counts = _counts(block, camera, device)
-            yield start, counts, counts
+            yield start, block, block
         return
     for (start, block), (_, fit_block) in zip(
         frame_blocks(stack, frames), frame_blocks(fit_stack, frames), strict=True
     ):
-        yield start, _counts(block, camera, device), _counts(fit_block, camera, device)
+        yield start, block, fit_block
 
 
 def _counts(block: np.ndarray, camera: Camera, device: torch.device) -> Tensor:
@@ -214,7 +220,8 @@ def _counts(block: np.ndarray, camera: Camera, device: torch.device) -> Tensor:
     else:
         above = (camera.to_photons(block) / _photons_per_count(camera)).astype(np.float32)
     counts = torch.from_numpy(above).to(device)
-    return counts - counts.amin((1, 2), keepdim=True).clamp(max=0)
+    lowest = counts.amin((1, 2), keepdim=True).clamp(max=0)
+    return counts - lowest if bool(lowest.any()) else counts
 
 
 def _photons_per_count(camera: Camera) -> float:
@@ -299,29 +306,62 @@ class Candidates:
         return Candidates(*(values[some] for values in vars(self).values()))
 
 
-def _detect(analysis: Analysis, start: int, seen: Tensor, measured: Tensor) -> Candidates:
+def _detect(
+    analysis: Analysis,
+    camera: Camera,
+    device: torch.device,
+    start: int,
+    seen: np.ndarray,
+    measured: np.ndarray,
+) -> list[Candidates]:
+    """Find the candidates of a block of frames, whose first is number `start`."""
+    parts: dict[int, Candidates] = {}
+
+    def work(some: slice) -> None:
+        counts = _counts(seen[some], camera, device)
+        fitted = counts if measured is seen else _counts(measured[some], camera, device)
+        parts[some.start] = _candidates(analysis, start + some.start, counts, fitted)
+
+    frames = max(1, TO_A_THREAD["pixels"] // math.prod(seen.shape[1:]))
+    in_threads(work, len(seen), frames if device.type == "cpu" else len(seen))
+    return [parts[first] for first in sorted(parts)]
+
+
+def _candidates(analysis: Analysis, start: int, seen: Tensor, measured: Tensor) -> Candidates:
     variables = analysis.filter(seen)
     thresholds = analysis.threshold(variables)
     found = analysis.detector(variables["F"], thresholds)
-    frame, place = found[:, 0].long(), found[:, 1:]
-    x, y = place.long().unbind(1)
+    height, width = seen.shape[1:]
+    if not analysis.whole_frames:
+        radius = analysis.estimator.radius
+        limit = found.new_tensor([width, height]) - radius
+        cell = found[:, 1:].floor()
+        found = found[((cell >= radius) & (cell < limit)).all(1)]
+    whole = found.long()
+    frame, x, y = whole.unbind(1)
     # A filtered value and a threshold of zero both, as empty frames have, are equal: a strength of 1.
     strength = (variables["F"][frame, y, x].double() / thresholds[frame].double()).nan_to_num(1.0, torch.inf)
-    height, width = seen.shape[1:]
+    place = found[:, 1:]
     if analysis.whole_frames:
         best = [int(i[strength[i].argmax()]) for i in ((frame == n).nonzero()[:, 0] for n in frame.unique())]
         frame, x, y, place, strength = (values[best] for values in (frame, x, y, place, strength))
         x, y = torch.full_like(x, width // 2), torch.full_like(y, height // 2)
         pixels = measured[frame].flatten(1)
     else:
-        radius = analysis.estimator.radius
-        inside = (x >= radius) & (x < width - radius) & (y >= radius) & (y < height - radius)
-        frame, x, y, place, strength = (values[inside] for values in (frame, x, y, place, strength))
-        reach = torch.arange(-radius, radius + 1, device=seen.device)
-        rows, columns = y[:, None, None] + reach[:, None], x[:, None, None] + reach
-        pixels = measured[frame[:, None, None], rows, columns].flatten(1)
+        pixels = _squares(measured, whole, radius)
     at = place - torch.stack([x, y], 1)
     return Candidates(frame + start, x, y, at, strength, pixels)
+
+
+def _squares(frames: Tensor, places: Tensor, radius: int) -> Tensor:
+    """Give the pixels (n, side²) around places (n, 3) of frame, x and y."""
+    if frames.device.type == "cpu":
+        out = np.empty((len(places), (2 * radius + 1) ** 2), np.float32)
+        kernels.crop_squares(frames.contiguous().numpy(), places.numpy(), radius, out)
+        return torch.from_numpy(out)
+    reach = torch.arange(-radius, radius + 1, device=frames.device)
+    frame, x, y = places[:, :, None, None].unbind(1)
+    return frames[frame, y + reach[:, None], x + reach].flatten(1)
 
 
 @dataclass(frozen=True)
@@ -334,9 +374,15 @@ class _Measurement:
     uncertainty: str
 
     def __call__(self, candidates: Candidates) -> dict[str, np.ndarray]:
-        starts = range(0, max(1, len(candidates.frame)), SPOTS_AT_ONCE)
-        parts = [self._some(candidates[start : start + SPOTS_AT_ONCE]) for start in starts]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        parts: dict[int, dict[str, np.ndarray]] = {}
+
+        def work(some: slice) -> None:
+            parts[some.start] = self._some(candidates[some])
+
+        at_once = TO_A_THREAD["spots"] if candidates.pixels.device.type == "cpu" else SPOTS_AT_ONCE
+        in_threads(work, max(1, len(candidates.frame)), at_once)
+        columns = [parts[start] for start in sorted(parts)]
+        return {name: np.concatenate([part[name] for part in columns]) for name in columns[0]}
 
     def _some(self, candidates: Candidates) -> dict[str, np.ndarray]:
         to_photons, pixel = _photons_per_count(self.camera), float(self.camera.pixel_size_nm or math.nan)

@@ -145,7 +145,8 @@ def _maxima(
             kernels.find_maxima(*settings, out)
         found = out[:count]
         found[:, 0] += some.start
-        parts[some.start] = found[np.lexsort(found.T[::-1])]
+        height, width = images.shape[1:]
+        parts[some.start] = found[((found[:, 0] * width + found[:, 1]) * height + found[:, 2]).argsort()]
 
     in_threads(search, len(images), at_once)
     return torch.from_numpy(np.concatenate([parts[start] for start in sorted(parts)])).double()

@@ -235,7 +235,7 @@ class WaveletFilter:
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:  # noqa: D102
         weights = np.array(self.kernel, np.float32)
         if frames.device.type == "cpu":
-            first_rest, second_rest, difference = _in_threads(
+            first_rest, second_rest, difference = in_threads_of_frames(
                 kernels.wavelet_planes, frames, weights, outputs=3
             )
             return {"I": frames, "F": difference, "F1": first_rest, "F2": second_rest}
@@ -262,14 +262,15 @@ def convolve(frames: Tensor, weights: np.ndarray, *, step: int = 1, replicate: b
     replicate
         Whether the border's values go on beyond it, or zeros stand there.
     """
-    if frames.device.type != "cpu":
+    if frames.device.type != "cpu" or not replicate:
         return _convolve_together(frames, weights, step, replicate)
-    return _in_threads(kernels.convolve_frames, frames, weights, step, replicate)[0]
+    return in_threads_of_frames(kernels.convolve_frames, frames, weights, step)[0]
 
 
-def _in_threads(
+def in_threads_of_frames(
     kernel: Callable[..., None], frames: Tensor, *settings: object, outputs: int = 1
 ) -> list[Tensor]:
+    """Call `kernel` with frames, settings and as many images to overwrite, on the CPU."""
     given = frames.contiguous().numpy()
     out = [np.empty_like(given) for _ in range(outputs)]
 

@@ -15,6 +15,32 @@ from scipy.special import erfcx
 INTEGRATED, SAMPLED, ASTIGMATIC = range(3)
 """Kinds of point spread function."""
 
+LANES = 16
+"""Spots that go through the same arithmetic together, as the processor's vectors take them."""
+
+BLOCK = 4
+"""Pixels of a row that are summed in the processor's registers."""
+
+DIMMEST = 1e-6
+"""Light of a pixel [photons] that counts as none."""
+
+CHUNK = 64
+"""Pixels of a row whose likelihood ratios go through the same arithmetic together."""
+
+LEAST = 1e-3
+"""Photons a pixel of the dimmest background that a likelihood ratio takes for possible."""
+
+FRESH, SEARCHING, DONE, FAILED = range(4)
+"""Of a search, its status: not begun, and so on."""
+
+STATUS, MISFIT, REACH, DAMPING, LENGTH, STEPS, TRIALS = range(7)
+"""Numbers of a search: those of its point, radius of the trust region, Levenberg-Marquardt parameter, length
+of the point in scaled parameters, accepted and tried points."""
+
+POINT, TRIAL, STEP, SCALE, LENGTHS = range(5)
+"""Vectors of a search: where it stands, what it tries and the way there, the largest lengths of the
+derivatives so far, by which parameters are scaled, and those at the point."""
+
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
     "cache": True,
@@ -89,101 +115,190 @@ def fit_spots(
     spots, m = pixels.shape
     p = start.shape[1]
     side = int(math.sqrt(m) + 0.5)
+    together = emitters == 1 and kind != ASTIGMATIC
+    lanes = LANES if together else 1
+    flat, logs = np.zeros(m), np.empty((2, m))
     axes, edges = np.empty((2, 3, side)), np.empty((4, 2 * side + 2))
     shapes = np.empty((emitters, 4, m))
-    columns, trial_columns = np.empty((p + 1, m)), np.empty((p + 1, m))
-    mean, trial_mean = np.empty(m), np.empty(m)
-    rows, trial_rows = np.empty((p, p + 1)), np.empty((p, p + 1))
+    columns, mean = np.empty((p + 1, m)), np.empty(m)
     augmented, damped = np.empty((p + 1, 2 * p)), np.empty((p, p + 1))
-    point, trial, step = np.empty(p), np.empty(p), np.empty(p)
-    scale, lengths = np.empty(p), np.empty(p)
-    flat, logs = np.zeros(m), np.empty((2, m))
+    # What stands in the lanes.
+    spot, state = np.full(lanes, -1), np.zeros((lanes, 7))
+    vectors, triangles = np.empty((lanes, 5, p)), np.empty((lanes, 2, p, p + 1))
+    wide = -(-side // BLOCK) * BLOCK
+    seen, work = np.zeros(3 * side * wide * lanes), np.zeros(3 * side * wide * lanes)
+    tried, own, found = np.ones((p, lanes)), np.zeros(lanes), np.empty(lanes)
+    lines, borders = np.zeros((2, wide * 3 * lanes)), np.empty((4, (2 * side + 2) * lanes))
+    values, partial, sums = np.empty((3, side * wide * lanes)), np.empty(14 * lanes), np.empty(20 * lanes)
+    triangle, exact = np.empty(30 * lanes), np.zeros(lanes)
+    coming = 0
+    while True:
+        left = 0
+        for lane in range(lanes):
+            if spot[lane] < 0 and coming < spots:
+                n = coming
+                coming += 1
+                spot[lane] = n
+                state[lane, STATUS] = FRESH
+                own[lane] = _own_deviance(pixels[n], mean, logs) if likelihood else 0.0
+                point, trial = vectors[lane, POINT], vectors[lane, TRIAL]
+                for k in range(p):
+                    point[k] = trial[k] = start[n, k]
+                _keep_within(trial, bounds, emitters, shared)
+                if together:
+                    below = base[n] if base.shape[0] > 0 else flat
+                    for j in range(side):
+                        for i in range(side):
+                            at = 3 * (j * wide + i) * lanes + lane
+                            seen[at] = pixels[n, j * side + i]
+                            seen[at + lanes] = below[j * side + i]
+                            seen[at + 2 * lanes] = weights[n, j * side + i]
+            if spot[lane] >= 0:
+                left += 1
+                for k in range(p):
+                    tried[k, lane] = vectors[lane, TRIAL, k]
+        if left == 0:
+            break
+        if together:
+            _sum_up(
+                kind, likelihood, tried, seen, own, lines, borders, values, work, partial, sums, found
+            )  # fmt: skip
+            _decompose_sums(sums, tried, bounds, partial, triangle, exact)
+        for lane in range(lanes):
+            n = spot[lane]
+            if n < 0:
+                continue
+            trial, rows = vectors[lane, TRIAL], triangles[lane, 1]
+            if together and exact[lane] != 0:
+                for k in range(p):
+                    for j in range(k, p + 1):
+                        rows[k, j] = triangle[((p + 1) * k + j) * lanes + lane]
+            else:
+                found[lane] = _linearize(
+                    kind, calibration, likelihood, emitters, shared, bounds, trial, pixels[n], own[lane],
+                    base[n] if base.shape[0] > 0 else flat, weights[n],
+                    axes, edges, shapes, logs, mean, columns, rows,
+                )  # fmt: skip
+                for j in range(side):
+                    for i in range(side):
+                        work[3 * (j * wide + i) * lanes + lane] = mean[j * side + i]
+            if _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane]):
+                for j in range(side):
+                    for i in range(side):
+                        models[n, j * side + i] = work[3 * (j * wide + i) * lanes + lane]
+            if state[lane, STATUS] == SEARCHING:
+                _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped)
+                _keep_within(trial, bounds, emitters, shared)
+                continue
+            done = state[lane, STATUS] == DONE
+            misfits[n] = state[lane, MISFIT] if done else math.inf
+            for k in range(p):
+                points[n, k] = vectors[lane, POINT, k] if done else math.nan
+            spot[lane] = -1
+
+
+@njit(**_OPTIONS)
+def _judge(misfit, stops, state, vectors, triangles):
+    """Take the trial point or leave it, and change the trust region; tells which.
+
+    Parameters
+    ----------
+    misfit
+        At the trial point.
+    stops
+        See `fit_spots`.
+    state
+        The search's ``STATUS`` and the other numbers named with it.
+    vectors
+        (5, p) ``POINT``, ``TRIAL`` and so on.
+    triangles
+        (2, p, p + 1) of the linear problems at the point and at the trial.
+    """
+    point, trial, step = vectors[POINT], vectors[TRIAL], vectors[STEP]
+    scale, lengths = vectors[SCALE], vectors[LENGTHS]
+    p = len(point)
     first_step, tolerance, point_tolerance = stops[0], stops[1], stops[2]
-    for n in range(spots):
-        below = base[n] if base.shape[0] > 0 else flat
-        data, weight = pixels[n], weights[n]
-        for k in range(p):
-            point[k] = start[n, k]
-        own = _own_deviance(data, mean, logs) if likelihood else 0.0
-        _keep_within(point, bounds, emitters, shared)
-        misfit = _linearize(
-            kind, calibration, likelihood, emitters, shared, bounds, point, data, own, below, weight,
-            axes, edges, shapes, logs, mean, columns, rows,
-        )  # fmt: skip
+    if state[STATUS] == FRESH:
+        _go_there(misfit, state, vectors, triangles)
         length = 0.0
         for k in range(p):
-            lengths[k] = _column_length(rows, k)
             scale[k] = lengths[k] if lengths[k] != 0 else 1.0
             length += (scale[k] * point[k]) ** 2
         length = math.sqrt(length)
-        reach = first_step * (length if length != 0 else 1.0)
-        damping = 0.0
-        steps = trials = 0
-        failed = not math.isfinite(misfit)
-        done = not failed and _is_stationary(rows, lengths, misfit, tolerance)
-        while not (done or failed):
-            damping = _propose(rows, scale, reach, damping, augmented, damped, step)
-            for k in range(p):
-                trial[k] = point[k] + step[k]
-            _keep_within(trial, bounds, emitters, shared)
-            trial_misfit = _linearize(
-                kind, calibration, likelihood, emitters, shared, bounds, trial, data, own, below, weight,
-                axes, edges, shapes, logs, trial_mean, trial_columns, trial_rows,
-            )  # fmt: skip
-            step_length = linear = 0.0
-            for k in range(p):
-                step_length += (scale[k] * step[k]) ** 2
-            for i in range(p):
-                total = 0.0
-                for k in range(i, p):
-                    total += rows[i, k] * step[k]
-                linear += total * total
-            step_length = math.sqrt(step_length)
-            if steps == 0:
-                reach = min(reach, step_length)
-            actual = 1 - trial_misfit / misfit if 0.01 * trial_misfit < misfit else -1.0
-            linear /= misfit
-            penalty = damping * step_length**2 / misfit
-            predicted, slope = linear + 2 * penalty, -(linear + penalty)
-            ratio = actual / predicted if predicted != 0 else 0.0
-            if ratio <= 0.25:
-                shrink = 0.5 * slope / (slope + 0.5 * actual) if actual < 0 else 0.5
-                if 0.01 * trial_misfit >= misfit or shrink < 0.1:
-                    shrink = 0.1
-                reach = shrink * min(reach, 10 * step_length)
-                damping /= shrink
-            elif damping == 0 or ratio >= 0.75:
-                reach = 2 * step_length
-                damping *= 0.5
-            trials += 1
-            done = abs(actual) <= tolerance and predicted <= tolerance and ratio <= 2
-            if ratio >= 1e-4:
-                steps += 1
-                still = True
-                length = 0.0
-                for k in range(p):
-                    size = max(abs(trial[k]), abs(point[k]), 1.0)
-                    still = still and abs(trial[k] - point[k]) <= point_tolerance * size
-                    length += (scale[k] * trial[k]) ** 2
-                length = math.sqrt(length)
-                point, trial = trial, point
-                columns, trial_columns = trial_columns, columns
-                rows, trial_rows = trial_rows, rows
-                mean, trial_mean = trial_mean, mean
-                misfit = trial_misfit
-                for k in range(p):
-                    lengths[k] = _column_length(rows, k)
-                done = done or still or steps >= stops[3]
-                done = done or _is_stationary(rows, lengths, misfit, tolerance)
-                for k in range(p):
-                    scale[k] = max(scale[k], lengths[k])
-            done = done or reach <= tolerance * length
-            failed = not done and (trials >= stops[4] or math.isnan(reach))
-        misfits[n] = misfit if done else math.inf
+        state[REACH] = first_step * (length if length != 0 else 1.0)
+        state[LENGTH] = length
+        state[DAMPING] = state[STEPS] = state[TRIALS] = 0.0
+        if not math.isfinite(misfit):
+            state[STATUS] = FAILED
+        elif _is_stationary(triangles[0], lengths, misfit, tolerance):
+            state[STATUS] = DONE
+        else:
+            state[STATUS] = SEARCHING
+        return True
+    before, damping, reach = state[MISFIT], state[DAMPING], state[REACH]
+    step_length = linear = 0.0
+    for k in range(p):
+        step_length += (scale[k] * step[k]) ** 2
+    for i in range(p):
+        total = 0.0
+        for k in range(i, p):
+            total += triangles[0, i, k] * step[k]
+        linear += total * total
+    step_length = math.sqrt(step_length)
+    if state[STEPS] == 0:
+        reach = min(reach, step_length)
+    actual = 1 - misfit / before if 0.01 * misfit < before else -1.0
+    linear /= before
+    penalty = damping * step_length**2 / before
+    predicted, slope = linear + 2 * penalty, -(linear + penalty)
+    ratio = actual / predicted if predicted != 0 else 0.0
+    if ratio <= 0.25:
+        shrink = 0.5 * slope / (slope + 0.5 * actual) if actual < 0 else 0.5
+        if 0.01 * misfit >= before or shrink < 0.1:
+            shrink = 0.1
+        reach = shrink * min(reach, 10 * step_length)
+        damping /= shrink
+    elif damping == 0 or ratio >= 0.75:
+        reach = 2 * step_length
+        damping *= 0.5
+    state[DAMPING], state[REACH] = damping, reach
+    state[TRIALS] += 1
+    done = abs(actual) <= tolerance and predicted <= tolerance and ratio <= 2
+    better = ratio >= 1e-4
+    if better:
+        state[STEPS] += 1
+        still = True
+        length = 0.0
         for k in range(p):
-            points[n, k] = point[k] if done else math.nan
-        for i in range(m):
-            models[n, i] = mean[i]
+            size = max(abs(trial[k]), abs(point[k]), 1.0)
+            still = still and abs(trial[k] - point[k]) <= point_tolerance * size
+            length += (scale[k] * trial[k]) ** 2
+        state[LENGTH] = math.sqrt(length)
+        _go_there(misfit, state, vectors, triangles)
+        done = done or still or state[STEPS] >= stops[3]
+        done = done or _is_stationary(triangles[0], lengths, misfit, tolerance)
+        for k in range(p):
+            scale[k] = max(scale[k], lengths[k])
+    if done or reach <= tolerance * state[LENGTH]:
+        state[STATUS] = DONE
+    elif state[TRIALS] >= stops[4] or math.isnan(reach):
+        state[STATUS] = FAILED
+    return better
+
+
+@njit(**_OPTIONS)
+def _go_there(misfit, state, vectors, triangles):
+    state[MISFIT] = misfit
+    rows, trial_rows = triangles[0], triangles[1]
+    p = rows.shape[0]
+    for k in range(p):
+        vectors[POINT, k] = vectors[TRIAL, k]
+        total = 0.0
+        for i in range(k + 1):
+            total += trial_rows[i, k] ** 2
+        vectors[LENGTHS, k] = math.sqrt(total)
+        for i in range(k, p + 1):
+            rows[k, i] = trial_rows[k, i]
 
 
 @njit(**_OPTIONS)
@@ -296,6 +411,293 @@ def _linearize(
             columns[stride * e + 2] = 0.0
     _triangulate(columns, rows)
     return misfit
+
+
+# Lanes: what all of them take part in stands lane fastest in one dimension, or in slices of it, at distances
+# known at compile time; only so do loops over the lanes become the processor's vectors.
+
+
+@njit(**_OPTIONS)
+def _sum_up(kind, likelihood, tried, seen, own, lines, borders, logs, work, partial, sums, found):
+    """Sum over the pixels of one-molecule spots what `_decompose_sums` makes triangles of, all lanes at once.
+
+    A row of pixels has one share of the light along y; so its weights and residuals are first summed with the
+    shares along x and their derivatives.
+
+    Parameters
+    ----------
+    kind, likelihood
+        As in `fit_spots`.
+    tried
+        (5, lanes) points.
+    seen
+        (pixels × 3 × lanes,) pixels, base and weights; rows of pixels go on, with no weight, to a multiple of
+        ``BLOCK``.
+    own
+        (lanes,) what the pixels alone contribute to the deviance.
+    lines
+        (2, row of pixels × 3 × lanes) work space, zero at first.
+    borders, logs, partial
+        Work space.
+    work
+        (pixels × 3 × lanes), overwritten: model, weight and weighted residual.
+    sums
+        (20 × lanes,), overwritten: the upper triangle of the products of the derivatives by x, y, width,
+        intensity and offset and of the residual, without that of the residual with itself.
+    found
+        (lanes,) misfits, overwritten.
+    """
+    wide = lines.shape[1] // (3 * LANES)
+    side = len(seen) // (wide * 3 * LANES)
+    _share_out(kind, tried, side, lines, borders)
+    along_x, along_y, light = lines[0], lines[1], partial[: 2 * LANES]
+    found[:] = 0.0
+    for j in range(side):
+        for v in range(LANES):
+            light[v] = tried[3, v] * tried[3, v] * along_y[3 * j * LANES + v]
+            light[LANES + v] = tried[4, v] * tried[4, v]
+        for i in range(0, wide, BLOCK):
+            at = (j * wide + i) * LANES
+            _model_light(light, along_x[3 * i * LANES :], seen[3 * at :], work[3 * at :], logs[0, at:])
+    if likelihood:
+        _logarithm(logs[0], logs[1], logs[2])
+    for at in range(0, side * wide * LANES, BLOCK * LANES):
+        if likelihood:
+            _add_deviance(seen[3 * at :], logs[0, at:], logs[2, at:], work[3 * at :], found)
+        else:
+            _add_squares(seen[3 * at :], work[3 * at :], found)
+    if likelihood:
+        for v in range(LANES):
+            found[v] = max(2 * (found[v] + own[v]), 0.0)
+    sums[:] = 0.0
+    for j in range(side):
+        partial[:] = 0.0
+        for i in range(0, wide, BLOCK):
+            _add_block(work[3 * (j * wide + i) * LANES :], along_x[3 * i * LANES :], partial)
+        _add_row(partial, along_y[3 * j * LANES :], sums)
+
+
+@njit(**_OPTIONS)
+def _model_light(light, share, seen, work, bright):
+    for v in range(LANES):
+        for i in range(BLOCK):
+            value = seen[(3 * i + 1) * LANES + v] + light[LANES + v] + light[v] * share[3 * i * LANES + v]
+            work[3 * i * LANES + v] = value
+            bright[i * LANES + v] = max(value, DIMMEST)
+
+
+@njit(**_OPTIONS)
+def _add_squares(seen, work, found):
+    for v in range(LANES):
+        total = 0.0
+        for i in range(BLOCK):
+            at = 3 * i * LANES + v
+            weight, residual = seen[at + 2 * LANES], seen[at] - work[at]
+            work[at + LANES] = weight
+            work[at + 2 * LANES] = weight * residual
+            total += weight * residual * residual
+        found[v] += total
+
+
+@njit(**_OPTIONS)
+def _add_deviance(seen, bright, logarithm, work, found):
+    for v in range(LANES):
+        total = 0.0
+        for i in range(BLOCK):
+            at = 3 * i * LANES + v
+            data, given, light = seen[at], seen[at + 2 * LANES], bright[i * LANES + v]
+            weight = given / light
+            work[at + LANES] = weight
+            work[at + 2 * LANES] = (data - work[at]) * weight
+            total += given * (light - data * logarithm[i * LANES + v])
+        found[v] += total
+
+
+@njit(**_OPTIONS)
+def _add_block(work, along_x, partial):
+    for v in range(LANES):
+        w1 = ws = wc = wd = wss = wsc = wsd = wcc = wcd = wdd = r1 = rs = rc = rd = 0.0
+        for i in range(BLOCK):
+            w, r = work[(3 * i + 1) * LANES + v], work[(3 * i + 2) * LANES + v]
+            s, c, d = (
+                along_x[3 * i * LANES + v],
+                along_x[(3 * i + 1) * LANES + v],
+                along_x[(3 * i + 2) * LANES + v],
+            )
+            by_s, by_c, by_d = w * s, w * c, w * d
+            w1 += w
+            ws += by_s
+            wc += by_c
+            wd += by_d
+            wss += by_s * s
+            wsc += by_s * c
+            wsd += by_s * d
+            wcc += by_c * c
+            wcd += by_c * d
+            wdd += by_d * d
+            r1 += r
+            rs += r * s
+            rc += r * c
+            rd += r * d
+        partial[v] += w1
+        partial[LANES + v] += ws
+        partial[2 * LANES + v] += wc
+        partial[3 * LANES + v] += wd
+        partial[4 * LANES + v] += wss
+        partial[5 * LANES + v] += wsc
+        partial[6 * LANES + v] += wsd
+        partial[7 * LANES + v] += wcc
+        partial[8 * LANES + v] += wcd
+        partial[9 * LANES + v] += wdd
+        partial[10 * LANES + v] += r1
+        partial[11 * LANES + v] += rs
+        partial[12 * LANES + v] += rc
+        partial[13 * LANES + v] += rd
+
+
+@njit(**_OPTIONS)
+def _add_row(partial, along_y, sums):
+    for v in range(LANES):
+        share, centre, width = along_y[v], along_y[LANES + v], along_y[2 * LANES + v]
+        s, c, d = partial[LANES + v], partial[2 * LANES + v], partial[3 * LANES + v]
+        ss, sc, sd = partial[4 * LANES + v], partial[5 * LANES + v], partial[6 * LANES + v]
+        cc, cd, dd = partial[7 * LANES + v], partial[8 * LANES + v], partial[9 * LANES + v]
+        rs, rc, rd = partial[11 * LANES + v], partial[12 * LANES + v], partial[13 * LANES + v]
+        sums[v] += share * share * cc
+        sums[LANES + v] += share * centre * sc
+        sums[2 * LANES + v] += share * (width * sc + share * cd)
+        sums[3 * LANES + v] += share * share * sc
+        sums[4 * LANES + v] += share * c
+        sums[5 * LANES + v] += share * rc
+        sums[6 * LANES + v] += centre * centre * ss
+        sums[7 * LANES + v] += centre * (width * ss + share * sd)
+        sums[8 * LANES + v] += centre * share * ss
+        sums[9 * LANES + v] += centre * s
+        sums[10 * LANES + v] += centre * rs
+        sums[11 * LANES + v] += width * width * ss + 2 * width * share * sd + share * share * dd
+        sums[12 * LANES + v] += share * (width * ss + share * sd)
+        sums[13 * LANES + v] += width * s + share * d
+        sums[14 * LANES + v] += width * rs + share * rd
+        sums[15 * LANES + v] += share * share * ss
+        sums[16 * LANES + v] += share * s
+        sums[17 * LANES + v] += share * rs
+        sums[18 * LANES + v] += partial[v]
+        sums[19 * LANES + v] += partial[10 * LANES + v]
+
+
+@njit(**_OPTIONS)
+def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
+    """Do as `_factorize`, for all lanes; `exact` tells of which, as 1 or 0.
+
+    Parameters
+    ----------
+    sums, tried, bounds
+        As in `_sum_up` and `fit_spots`.
+    factors
+        (6 × lanes,) work space.
+    triangle
+        (5 × 6 × lanes,), overwritten.
+    exact
+        (lanes,), overwritten.
+    """
+    for v in range(LANES):
+        root, offset = tried[3, v], tried[4, v]
+        beyond = not bounds[0] < root < bounds[1] and (sums[17 * LANES + v] * root < 0) == (root <= bounds[0])
+        factors[v] = factors[LANES + v] = root * root
+        factors[2 * LANES + v] = 0.0 if bounds[2] != 0 else root * root
+        factors[3 * LANES + v] = 0.0 if beyond else 2 * root
+        factors[4 * LANES + v] = 2 * offset
+        factors[5 * LANES + v] = 1.0
+        exact[v] = 1.0
+    at = 0
+    for k in range(5):
+        row = triangle[6 * k * LANES :]
+        for j in range(k, 6):
+            _scale(sums[at:], factors[k * LANES :], factors[j * LANES :], row[j * LANES :])
+            at += LANES
+    for k in range(5):
+        row = triangle[6 * k * LANES :]
+        diagonal = row[k * LANES :]
+        inverse = factors
+        for v in range(LANES):
+            inverse[v] = diagonal[v]
+        for i in range(k):
+            other = triangle[6 * i * LANES :]
+            for j in range(k, 6):
+                _subtract(other[k * LANES :], other[j * LANES :], row[j * LANES :])
+        for v in range(LANES):
+            whole, left = inverse[v], diagonal[v]
+            exact[v] = exact[v] if left > 1e-6 * whole or whole == 0 else 0.0
+            inverse[v] = 1 / math.sqrt(left if left > 0 else 1.0)
+        for j in range(k, 6):
+            _multiply(inverse, row[j * LANES :])
+
+
+@njit(**_OPTIONS)
+def _scale(values, first, second, out):
+    for v in range(LANES):
+        out[v] = values[v] * first[v] * second[v]
+
+
+@njit(**_OPTIONS)
+def _subtract(first, second, out):
+    for v in range(LANES):
+        out[v] -= first[v] * second[v]
+
+
+@njit(**_OPTIONS)
+def _multiply(values, out):
+    for v in range(LANES):
+        out[v] *= values[v]
+
+
+@njit(**_OPTIONS)
+def _share_out(kind, tried, side, lines, borders):
+    """Do as `_integrated` or `_sampled`, for all lanes."""
+    radius = side // 2
+    count = side + 1 if kind == INTEGRATED else side
+    first = -0.5 - radius if kind == INTEGRATED else -1.0 * radius
+    scaled, density, cumulative, work = borders[0], borders[1], borders[2], borders[3]
+    for v in range(LANES):
+        sigma = tried[2, v] if kind == INTEGRATED else tried[2, v] * tried[2, v]
+        work[v] = 1 / sigma
+    for a in range(2):
+        for i in range(count):
+            at = (a * count + i) * LANES
+            for v in range(LANES):
+                scaled[at + v] = (i + first - tried[a, v]) * work[v]
+    size = 2 * count * LANES
+    _normal(scaled[:size], density[:size], cumulative[:size], work[:size])
+    for v in range(LANES):
+        sigma = tried[2, v] if kind == INTEGRATED else tried[2, v] * tried[2, v]
+        work[v] = math.sqrt(0.5 / math.pi) / sigma
+        work[LANES + v] = 1 / tried[2, v]
+    for a in range(2):
+        out = lines[a]
+        for i in range(side):
+            at = (a * count + i) * LANES
+            if kind == INTEGRATED:
+                _integrated_share(scaled, density, cumulative, work, at, out, 3 * i * LANES)
+            else:
+                _sampled_share(scaled, density, work, at, out, 3 * i * LANES)
+
+
+@njit(**_OPTIONS)
+def _integrated_share(scaled, density, cumulative, peak, at, out, to):
+    for v in range(LANES):
+        here, there = peak[v] * density[at + v], peak[v] * density[at + LANES + v]
+        out[to + v] = cumulative[at + LANES + v] - cumulative[at + v]
+        out[to + LANES + v] = here - there
+        out[to + 2 * LANES + v] = here * scaled[at + v] - there * scaled[at + LANES + v]
+
+
+@njit(**_OPTIONS)
+def _sampled_share(scaled, density, peak, at, out, to):
+    for v in range(LANES):
+        u, value, inverse = scaled[at + v], density[at + v] * peak[v], peak[LANES + v]
+        out[to + v] = value
+        out[to + LANES + v] = value * u * inverse * inverse
+        out[to + 2 * LANES + v] = value * (u * u - 1) * 2 * inverse
 
 
 @njit(**_OPTIONS)
@@ -483,7 +885,7 @@ def _deviance(data, own, mean, roots, logs):
     `own` is what the data alone contribute.
     """
     for i in range(len(data)):
-        roots[i] = max(mean[i], 1e-6)
+        roots[i] = max(mean[i], DIMMEST)
     _logarithm(roots, logs[0], logs[1])
     total = own
     for i in range(len(data)):
@@ -527,6 +929,8 @@ def _factorize(columns, rows):
                 share += column[i] * other[i]
             rows[k, j] = share
         whole = rows[k, k]
+        if whole == 0:
+            continue
         for i in range(k):
             factor = rows[i, k]
             for j in range(k, p + 1):
@@ -561,14 +965,6 @@ def _orthogonalize(columns, rows):
             rows[k, j] = share
             for i in range(m):
                 other[i] -= share * column[i]
-
-
-@njit(**_OPTIONS)
-def _column_length(rows, k):
-    total = 0.0
-    for i in range(k + 1):
-        total += rows[i, k] ** 2
-    return math.sqrt(total)
 
 
 @njit(**_OPTIONS)
@@ -607,7 +1003,17 @@ def _scaled_length(scale, step):
 
 
 @njit(**_OPTIONS)
-def _propose(rows, scale, reach, damping, augmented, damped, step):
+def _propose(state, vectors, rows, augmented, damped):
+    """Leave in ``TRIAL`` where the linear problem sends the search within its trust region."""
+    state[DAMPING] = _minimize_within(
+        rows, vectors[SCALE], state[REACH], state[DAMPING], augmented, damped, vectors[STEP]
+    )
+    for k in range(rows.shape[0]):
+        vectors[TRIAL, k] = vectors[POINT, k] + vectors[STEP, k]
+
+
+@njit(**_OPTIONS)
+def _minimize_within(rows, scale, reach, damping, augmented, damped, step):
     """Minimize the quadratic model within the trust region; gives the damping that does it.
 
     Newton's method on the inverse of the step's length, between a lower and an upper bound (Moré, section 5).
@@ -662,8 +1068,8 @@ def _propose(rows, scale, reach, damping, augmented, damped, step):
 
 
 @njit(nogil=True, cache=True)
-def convolve_frames(frames, weights, step, replicate, out):
-    """Convolve each frame along y, then along x.
+def convolve_frames(frames, weights, step, out):
+    """Convolve each frame along y, then along x; the border's values go on beyond it.
 
     Parameters
     ----------
@@ -673,14 +1079,16 @@ def convolve_frames(frames, weights, step, replicate, out):
         (taps,) float32, `step` pixels apart; the centre is tap ``taps // 2``.
     step
         Distance of the taps [px].
-    replicate
-        Whether the border's values go on beyond it, or zeros stand there.
     out
         Like `frames`, overwritten.
     """
-    rows = np.empty(frames.shape[1:], np.float32)
+    height, width = frames.shape[1:]
+    reach = (len(weights) - 1) * step
+    before = reach - len(weights) // 2 * step
+    padded = np.empty((height + reach, width + reach), np.float32)
     for n in range(frames.shape[0]):
-        _convolve(frames[n], weights, step, replicate, rows, out[n])
+        _replicate(frames[n], before, padded)
+        _convolve_inside(padded, weights, step, out[n])
 
 
 @njit(nogil=True, cache=True)
@@ -689,65 +1097,51 @@ def wavelet_planes(frames, weights, first_rest, second_rest, difference):
 
     Beyond a margin of replicated pixels stand zeros, as in the plugin.
     """
-    margin = len(weights) - 1
+    margin, ring = len(weights) - 1, len(weights) // 2
     height, width = frames.shape[1:]
-    padded = np.empty((height + 2 * margin, width + 2 * margin), np.float32)
-    rows, first, second = np.empty_like(padded), np.empty_like(padded), np.empty_like(padded)
+    padded = np.zeros((height + 2 * (margin + ring), width + 2 * (margin + ring)), np.float32)
+    first = np.empty((height + 2 * margin, width + 2 * margin), np.float32)
+    second = np.empty((height, width), np.float32)
     for n in range(frames.shape[0]):
-        frame = frames[n]
-        for y in range(height + 2 * margin):
-            row = frame[min(max(y - margin, 0), height - 1)]
-            padded[y, :margin] = row[0]
-            padded[y, margin : margin + width] = row
-            padded[y, margin + width :] = row[width - 1]
-        _convolve(padded, weights, 1, False, rows, first)
-        _convolve(first, weights, 2, False, rows, second)
+        _replicate(frames[n], margin, padded[ring : ring + len(first), ring : ring + first.shape[1]])
+        _convolve_inside(padded, weights, 1, first)
+        _convolve_inside(first, weights, 2, second)
         for y in range(height):
-            for x in range(width):
-                value, one, two = frame[y, x], first[y + margin, x + margin], second[y + margin, x + margin]
-                first_rest[n, y, x] = value - one
-                second_rest[n, y, x] = value - two
-                difference[n, y, x] = one - two
+            _add_planes(
+                frames[n, y], first[y + margin, margin:], second[y],
+                first_rest[n, y], second_rest[n, y], difference[n, y],
+            )  # fmt: skip
 
 
 @njit(nogil=True, cache=True)
-def _convolve(frame, weights, step, replicate, rows, out):
-    taps = len(weights)
-    centre = taps // 2
+def _add_planes(frame, first, second, first_rest, second_rest, difference):
+    for x in range(len(frame)):
+        first_rest[x] = frame[x] - first[x]
+        second_rest[x] = frame[x] - second[x]
+    for x in range(len(frame)):
+        difference[x] = first[x] - second[x]
+
+
+@njit(nogil=True, cache=True)
+def _replicate(frame, before, padded):
+    """Put a frame, `before` pixels from its start, into a larger one whose rest its border fills."""
     height, width = frame.shape
-    left, right = (taps - 1 - centre) * step, centre * step
-    total = np.empty(width)
-    padded = np.zeros(width + left + right, np.float32)
-    nothing = np.zeros(width, np.float32)
+    for y in range(padded.shape[0]):
+        row = frame[min(max(y - before, 0), height - 1)]
+        padded[y, :before] = row[0]
+        padded[y, before : before + width] = row
+        padded[y, before + width :] = row[width - 1]
+
+
+@njit(nogil=True, cache=True)
+def _convolve_inside(frame, weights, step, out):
+    """Convolve along y and then along x, where all taps lie in the frame."""
+    height = len(out)
+    row, total = np.empty(frame.shape[1], np.float32), np.empty(frame.shape[1])
+    pixels = frame.reshape(-1)
     for y in range(height):
-        total[:] = 0.0
-        for k in range(0, taps, 2):
-            source, other = y + (centre - k) * step, y + (centre - k - 1) * step
-            if replicate:
-                source, other = min(max(source, 0), height - 1), min(max(other, 0), height - 1)
-            row = frame[source] if 0 <= source < height else nothing
-            if k + 1 < taps:
-                second = frame[other] if 0 <= other < height else nothing
-                _add_taps(total, row, weights[k], second, weights[k + 1])
-            else:
-                _add_tap(total, row, weights[k])
-        for x in range(width):
-            rows[y, x] = total[x]
-    for y in range(height):
-        if replicate:
-            padded[:left] = rows[y, 0]
-            padded[left + width :] = rows[y, width - 1]
-        padded[left : left + width] = rows[y]
-        total[:] = 0.0
-        for k in range(0, taps, 2):
-            row = padded[left + (centre - k) * step :]
-            if k + 1 < taps:
-                second = padded[left + (centre - k - 1) * step :]
-                _add_taps(total, row, weights[k], second, weights[k + 1])
-            else:
-                _add_tap(total, row, weights[k])
-        for x in range(width):
-            out[y, x] = total[x]
+        _weigh(pixels[y * len(row) :], step * len(row), weights, total, row)
+        _weigh(row, step, weights, total, out[y])
 
 
 # Products in single and sums in double precision, one after the other, are the plugin's, down to ties of
@@ -755,15 +1149,56 @@ def _convolve(frame, weights, step, replicate, rows, out):
 
 
 @njit(nogil=True, cache=True)
-def _add_tap(total, row, weight):
-    for x in range(len(total)):
-        total[x] += row[x] * weight
+def _weigh(pixels, distance, weights, total, out):
+    taps, count = len(weights), len(out)
+    if taps == 5:  # as in the default filter
+        _weigh_five(
+            weights, pixels[4 * distance :], pixels[3 * distance :], pixels[2 * distance :],
+            pixels[distance:], pixels, out,
+        )  # fmt: skip
+        return
+    total[:count] = 0.0
+    for k in range(taps):
+        _add_one(total, weights[k], pixels[(taps - 1 - k) * distance :], count)
+    for x in range(count):
+        out[x] = total[x]
 
 
 @njit(nogil=True, cache=True)
-def _add_taps(total, row, weight, second, second_weight):
-    for x in range(len(total)):
-        total[x] = (total[x] + row[x] * weight) + second[x] * second_weight
+def _weigh_five(weights, first, second, third, fourth, fifth, out):
+    a, b, c, d, e = weights[0], weights[1], weights[2], weights[3], weights[4]
+    for x in range(len(out)):
+        total = np.float64(first[x] * a) + second[x] * b
+        out[x] = ((total + third[x] * c) + fourth[x] * d) + fifth[x] * e
+
+
+@njit(nogil=True, cache=True)
+def _add_one(total, weight, pixels, count):
+    for x in range(count):
+        total[x] += pixels[x] * weight
+
+
+@njit(nogil=True, cache=True)
+def crop_squares(frames, places, radius, out):
+    """Copy the square around each place.
+
+    Parameters
+    ----------
+    frames
+        (n, y, x) float32.
+    places
+        (places, 3) int64 of frame, x and y.
+    radius
+        Half the side of the square, without its centre [px].
+    out
+        (places, side²) float32, overwritten.
+    """
+    side = 2 * radius + 1
+    for i in range(len(places)):
+        frame = frames[places[i, 0]]
+        left, top = places[i, 1] - radius, places[i, 2] - radius
+        for j in range(side):
+            out[i, j * side : (j + 1) * side] = frame[top + j, left : left + side]
 
 
 @njit(**_OPTIONS)
@@ -817,13 +1252,157 @@ def find_maxima(images, thresholds, radius, diagonal, lowest, out):
                 value = image[y, x]
                 if not value >= limit:
                     continue
+                left, right = max(0, x - radius), min(width, x + radius + 1)
                 highest = True
                 for j in range(max(0, y - radius), min(height, y + radius + 1)):
-                    for i in range(max(0, x - radius), min(width, x + radius + 1)):
+                    for i in range(left, right):
                         if image[j, i] > value and (diagonal or i == x or j == y):
                             highest = False
+                            break
+                    if not highest:
+                        break
                 if highest:
                     if found < out.shape[0]:
                         out[found, 0], out[found, 1], out[found, 2] = n, x, y
                     found += 1
     return found
+
+
+@njit(**_OPTIONS)
+def likelihood_ratio(frames, noise, spot, steps, out):
+    """Give the signed root of twice the logarithm of the likelihood ratio of a molecule at each pixel.
+
+    Parameters
+    ----------
+    frames
+        (n, y, x) float32 [photons].
+    noise
+        (y, x) variance besides that of the light [photons²], or no rows.
+    spot
+        (side,) share of a molecule's light in each row and column of the square around it.
+    steps
+        Of Fisher scoring for intensity and background.
+    out
+        Like `frames`, overwritten.
+    """
+    height, width = frames.shape[1:]
+    side = len(spot)
+    radius = side // 2
+    wide = -(-width // CHUNK) * CHUNK
+    noisy = noise.shape[0] > 0
+    # Read noise is as good as Poisson noise of as much more light (Huang et al. 2013).
+    read, light = np.zeros((2, height + 2 * radius, wide + 2 * radius), np.float32)
+    if noisy:
+        _replicate(noise.astype(np.float32), radius, read)
+    work, single, found = np.empty((10, CHUNK)), np.empty(7 * CHUNK, np.float32), np.empty(CHUNK, np.float32)
+    for n in range(frames.shape[0]):
+        _replicate(frames[n], radius, light)
+        for y in range(height):
+            for x in range(0, width, CHUNK):
+                _likelihood_ratio_chunk(light, read, y, x, noisy, spot, steps, work, single, found)
+                here = out[n, y, x:]
+                for i in range(min(CHUNK, width - x)):
+                    here[i] = found[i]
+
+
+@njit(**_OPTIONS)
+def _likelihood_ratio_chunk(light, read, top, left, noisy, spot, steps, work, single, out):
+    side = len(spot)
+    total, overlap, start, flat = work[0], work[1], work[2], work[3]
+    model, logarithm, exponent, likelihood = work[4], work[5], work[6], work[7]
+    bright, below = work[8], work[9]
+    pixels, weight, square, highest = side * side, 0.0, 0.0, 0.0
+    for j in range(side):
+        for i in range(side):
+            share = spot[j] * spot[i]
+            weight += share
+            square += share * share
+            highest = max(highest, share)
+    total[:] = 0.0
+    overlap[:] = 0.0
+    for j in range(side):
+        _add_seen(light[top + j, left:], spot, spot[j], total, overlap)
+    # Least squares is the start, and Fisher scoring goes on from there, in single precision: at its maximum
+    # the likelihood is flat.
+    place, sums = single[: 2 * CHUNK], single[2 * CHUNK :]
+    for x in range(CHUNK):
+        intensity = (overlap[x] - weight * total[x] / pixels) / (square - weight * weight / pixels)
+        flat[x] = max(total[x] / pixels, LEAST)
+        start[x] = place[x] = intensity
+        place[CHUNK + x] = max((total[x] - weight * intensity) / pixels, LEAST)
+        likelihood[x] = 0.0
+    for _ in range(steps):
+        sums[:] = 0.0
+        for j in range(side):
+            _add_score(light[top + j, left:], read[top + j, left:], spot, spot[j], place, sums)
+        _score(place, sums, highest)
+    for x in range(CHUNK):
+        bright[x], below[x] = place[x], place[CHUNK + x]
+    for j in range(side):
+        seen, noise = light[top + j, left:], read[top + j, left:]
+        for i in range(side):
+            share = spot[j] * spot[i]
+            _model_pixels(noise, i, share, bright, below, model)
+            _logarithm(model, exponent, logarithm)
+            _add_likelihood(seen, noise, i, share, bright, below, logarithm, likelihood, 1.0)
+            if noisy:
+                _model_pixels(noise, i, 0.0, bright, flat, model)
+                _logarithm(model, exponent, logarithm)
+                _add_likelihood(seen, noise, i, 0.0, bright, flat, logarithm, likelihood, -1.0)
+    if not noisy:
+        model[:] = flat
+        _logarithm(model, exponent, logarithm)
+        for x in range(CHUNK):
+            likelihood[x] -= total[x] * logarithm[x] - pixels * flat[x]
+    for x in range(CHUNK):
+        out[x] = math.copysign(math.sqrt(max(2 * likelihood[x], 0.0)), start[x])
+
+
+@njit(**_OPTIONS)
+def _add_seen(light, spot, row, total, overlap):
+    for i in range(len(spot)):
+        share = row * spot[i]
+        for x in range(CHUNK):
+            total[x] += light[i + x]
+            overlap[x] += share * light[i + x]
+
+
+@njit(**_OPTIONS)
+def _add_score(light, read, spot, row, place, sums):
+    for i in range(len(spot)):
+        share = np.float32(row * spot[i])
+        for x in range(CHUNK):
+            model = max(place[CHUNK + x] + share * place[x], np.float32(LEAST)) + read[i + x]
+            inverse = np.float32(1) / model
+            residual = (light[i + x] + read[i + x]) * inverse - np.float32(1)
+            sums[x] += share * residual
+            sums[CHUNK + x] += residual
+            sums[2 * CHUNK + x] += share * share * inverse
+            sums[3 * CHUNK + x] += share * inverse
+            sums[4 * CHUNK + x] += inverse
+
+
+@njit(**_OPTIONS)
+def _score(place, sums, highest):
+    for x in range(CHUNK):
+        a, b = np.float64(sums[x]), np.float64(sums[CHUNK + x])
+        c, d = np.float64(sums[2 * CHUNK + x]), np.float64(sums[3 * CHUNK + x])
+        e = np.float64(sums[4 * CHUNK + x])
+        determinant = max(c * e - d * d, 1e-30)
+        below = max(place[CHUNK + x] + (c * b - d * a) / determinant, LEAST)
+        place[x] = max(place[x] + (e * a - d * b) / determinant, -0.9 * below / highest)
+        place[CHUNK + x] = below
+
+
+@njit(**_OPTIONS)
+def _model_pixels(read, i, share, bright, below, model):
+    for x in range(CHUNK):
+        model[x] = max(below[x] + share * bright[x], LEAST) + read[i + x]
+
+
+@njit(**_OPTIONS)
+def _add_likelihood(light, read, i, share, bright, below, logarithm, likelihood, sign):
+    for x in range(CHUNK):
+        noise = np.float64(read[i + x])
+        model = max(below[x] + share * bright[x], LEAST) + noise
+        likelihood[x] += sign * ((light[i + x] + noise) * logarithm[x] - model)

@@ -20,12 +20,11 @@ from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.torch_localizer.filters import in_threads_of_frames
+from fiji_bridge.torch_localizer.kernels import LEAST, likelihood_ratio
 
 ITERATIONS = 4
 """Of Fisher scoring for intensity and background; from the least-squares start two do nearly all."""
-
-LEAST = 1e-3
-"""Photons a pixel of the dimmest background."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,16 @@ class LikelihoodRatio:
 
     def __call__(self, frames: Tensor) -> dict[str, Tensor]:
         """Give, for frames (n, y, x), as ``F`` the signed root of twice the logarithm of the ratio."""
+        if frames.device.type == "cpu":
+            return {"I": frames, "F": self._one_by_one(frames)}
         radius = math.ceil(3 * self.sigma)
         data = frames.double() * self.photons
         noise = torch.zeros_like(data) if self.variance is None else self.variance.to(data).expand_as(data)
         # Read noise is as good as Poisson noise of as much more light (Huang et al. 2013).
         data = pad((data + noise)[:, None], [radius] * 4, mode="replicate")
         noise = pad(noise[:, None], [radius] * 4, mode="replicate")
-        spot = torch.from_numpy(_spot(self.sigma, radius)).to(data.device)
+        share = torch.from_numpy(_share(self.sigma, radius)).to(data.device)
+        spot = torch.outer(share, share)
         pixels = spot.numel()
 
         def around(values: Tensor, kernel: Tensor) -> Tensor:
@@ -101,6 +103,11 @@ class LikelihoodRatio:
         gain = (2 * (likelihood - without)).clamp(min=0).sqrt()
         return {"I": frames, "F": (sign * gain)[:, 0].float()}
 
+    def _one_by_one(self, frames: Tensor) -> Tensor:
+        noise = np.empty((0, 0)) if self.variance is None else self.variance.double().contiguous().numpy()
+        share = _share(self.sigma, math.ceil(3 * self.sigma))
+        return in_threads_of_frames(likelihood_ratio, frames * self.photons, noise, share, ITERATIONS)[0]
+
 
 def _log_likelihood_flat(data: Tensor, noise: Tensor, background: Tensor, spot: Tensor) -> Tensor:
     side = len(spot)
@@ -116,10 +123,10 @@ def _log_likelihood_flat(data: Tensor, noise: Tensor, background: Tensor, spot: 
     return likelihood
 
 
-def _spot(sigma: float, radius: int) -> np.ndarray:
+def _share(sigma: float, radius: int) -> np.ndarray:
+    """Share of a molecule's light in each row or column of the square around it."""
     edges = (np.arange(2 * radius + 2) - radius - 0.5) / (sigma * math.sqrt(2))
-    share = np.diff(erf(edges)) / 2
-    return np.outer(share, share)
+    return np.diff(erf(edges)) / 2
 
 
 def false_alarm_threshold(rate: float) -> float:

@@ -29,6 +29,8 @@ def threads_for_loops() -> Iterator[None]:
 def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
     """Call `work` with slices of ``range(count)``, on as many threads as torch takes.
 
+    What a slice's thread hands to `in_threads` itself, it does alone.
+
     Parameters
     ----------
     work
@@ -36,14 +38,16 @@ def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
     count
         How much there is to do.
     at_once
-        Length of a slice.
+        Length of a slice at most; it is less where a thread would else have nothing to do.
     """
+    threads = _count.get() or torch.get_num_threads()
+    at_once = max(1, min(at_once, -(-count // threads)))
     slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
-    threads = min(_count.get() or torch.get_num_threads(), len(slices))
+    threads = min(threads, len(slices))
     if threads <= 1:
         for some in slices:
             work(some)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, initializer=_count.set, initargs=(1,)) as pool:
         for _ in pool.map(work, slices):
             pass
