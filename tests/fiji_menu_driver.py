@@ -133,10 +133,10 @@ def drive(folder: str) -> None:
     IJ.run("Record...")
 
     model = f"{folder}/my model.safetensors"
-    ask("Train...", texts={1: model, 2: CAMERA}, last_number="60")
+    ask("Train...", texts={1: model, 2: CAMERA}, last_number="25")
     time.sleep(3)
     shot("training")
-    until(lambda: "Model written" in str(IJ.getLog()))
+    until(lambda: "Model written" in str(IJ.getLog()), 180)
     print("train", recorded_line("Train..."))
 
     ask("Denoise...", texts={1: f"{folder}/model.safetensors"}, choice="map")

@@ -164,14 +164,14 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
         env={**os.environ, **own, "OMP_NUM_THREADS": "1", "JAVA_HOME": str(java.home)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     for pulse in (movie / "cache").rglob("pulse"):
         os.kill(int(pulse.read_text().split()[0]), 15)
     said = done.stdout
     assert done.returncode == 0, said + done.stderr
     entered: list[tuple[Command, dict[str, Any]]] = [
-        (TRAIN, {"output": f"{movie}/my model.safetensors", "steps": 60, "camera": CAMERA}),
+        (TRAIN, {"output": f"{movie}/my model.safetensors", "steps": 25, "camera": CAMERA}),
         (DENOISE, {"model": f"{movie}/model.safetensors", "estimator": "map"}),
         (LOCALIZE, {"camera": CAMERA, "localizer": "torch", "options": "threshold=1.2*std(Wave.F1)"}),
         (COMPARE, {"output": f"{movie}/movie.tif/no folder"}),
