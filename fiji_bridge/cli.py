@@ -383,11 +383,28 @@ def check_output(stack: Sequence[str], out: Path, *, folder: bool = False) -> No
         check_target(out)
 
 
+def read_as_well(arguments: argparse.Namespace) -> list[str]:
+    """Files beside the stack that the command reads."""
+    names = ("fit_stack", "background", "variance", "ground_truth", "model")
+    return [str(value) for name in names if (value := getattr(arguments, name, None))]
+
+
+def check_table(table: Path, options: str, out: Path) -> None:
+    """Stop before the work if a step on a table would replace a file, or misname one."""
+    from fiji_bridge.thunderstorm.commands import check_saved
+    from fiji_bridge.thunderstorm.settings import PostProcessing
+
+    check_output([str(table)], out)
+    if out.suffix.lower() not in (".csv", ".txt"):
+        raise FijiBridgeError(f"--out {out} would be a table as CSV; end it in .csv, and `export` that.")
+    check_saved(PostProcessing.parse(options), table, out)
+
+
 def batch(arguments: argparse.Namespace, suffix: str, one: Callable[[Any, Path], Result]) -> Result:
     """Do `one` for each stack; with several, a stack that fails does not stop the rest."""
     jobs = list(zip(sources(arguments), outputs(arguments, suffix), strict=True))
     for _, out in jobs:
-        check_output(arguments.stack, out, folder=not suffix)
+        check_output([*arguments.stack, *read_as_well(arguments)], out, folder=not suffix)
     if len(jobs) == 1:
         return one(*jobs[0])
     results: list[dict[str, Any]] = []
@@ -486,6 +503,9 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
     camera = camera_of(arguments)
     if arguments.batch and arguments.fit_stack is not None and len(arguments.stack) > 1:
         raise FijiBridgeError("--fit-stack belongs to one stack; run `localize` without --batch for it.")
+    if arguments.device and arguments.engine == "thunderstorm":
+        raise FijiBridgeError("--device is of the torch engine; leave it out, or use --engine torch.")
+    engine = "torch" if arguments.device else arguments.engine
     names = ("false_alarm_rate", "uncertainty", "background", "variance", "known_sigma")
     settings = {name: value for name in names if (value := getattr(arguments, name))}
 
@@ -494,7 +514,7 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
             opened(source, arguments),
             camera=camera,
             options=arguments.options,
-            engine=arguments.engine,
+            engine=engine,
             fit_stack=arguments.fit_stack,
             strength=arguments.strength,
             thunderstorm_jar=arguments.thunderstorm_jar,
@@ -503,16 +523,16 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
             progress=bar,
             **settings,
         )
-        engine = table.attrs.get("engine")
-        text = f"{len(table):,} localizations written to {out} (engine: {engine})"
-        return text, {"out": str(out), "localizations": len(table), "engine": engine}
+        used = table.attrs.get("engine")
+        text = f"{len(table):,} localizations written to {out} (engine: {used})"
+        return text, {"out": str(out), "localizations": len(table), "engine": used}
 
     return batch(arguments, ".csv", one)
 
 
 def run_postprocess(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Do one step of post-processing."""
-    check_output([arguments.table], arguments.out)
+    check_table(arguments.table, arguments.options, arguments.out)
     table = fiji_bridge.postprocess(
         arguments.table, arguments.options, camera=camera_of(arguments), out=arguments.out
     )
@@ -522,7 +542,7 @@ def run_postprocess(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def run_drift(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Find the drift."""
-    check_output([arguments.table], arguments.out)
+    check_table(arguments.table, arguments.options, arguments.out)
     curve = fiji_bridge.drift(
         arguments.table, arguments.options, camera=camera_of(arguments), out=arguments.out
     )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
@@ -153,6 +155,18 @@ def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> 
     if missing:
         have = ", ".join(map(str, table.columns)) or "none"
         raise FijiBridgeError(f"{where} lacks the column {' and '.join(missing)}; it has {have}.")
+
+
+def require_positions(table: pd.DataFrame, columns: Sequence[str], where: str) -> None:
+    """Refuse a table that lacks one of these columns, or has NaN or infinity in one."""
+    require_columns(table, columns, where)
+    for column in columns:
+        wrong = np.flatnonzero(~np.isfinite(table[column].to_numpy(float)))
+        if len(wrong):
+            raise FijiBridgeError(
+                f"{where} has no finite {column} in row {wrong[0] + 1} and {len(wrong) - 1} others; remove "
+                "such rows first, for instance by action=filter formula=[x > 0 & y > 0]."
+            )
 
 
 def _read_text_table(path: Path) -> pd.DataFrame:

@@ -25,7 +25,14 @@ from scipy.spatial import cKDTree
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
 from fiji_bridge.formulas import Call, Node, Number, Operation, Variable, parse_formula
-from fiji_bridge.localizations import REQUIRED, as_table, camera_of, require_columns, save_csv
+from fiji_bridge.localizations import (
+    REQUIRED,
+    as_table,
+    camera_of,
+    require_columns,
+    require_positions,
+    save_csv,
+)
 from fiji_bridge.rendering import Region, draw
 from fiji_bridge.thunderstorm.settings import (
     AveragedShiftedHistograms,
@@ -86,7 +93,8 @@ def postprocess(
     """
     step = PostProcessing.parse(options) if isinstance(options, str) else options
     table = as_table(table, camera)
-    require_columns(table, REQUIRED, f"The table for action={step.fixed['action']}")
+    require = require_columns if isinstance(step, FilterResults | StageOffset) else require_positions
+    require(table, REQUIRED, f"The table for action={step.fixed['action']}")
     after = table.copy() if table.empty else _STEPS[type(step)](table, step, camera_of(table, camera))
     after.attrs = dict(table.attrs)
     if out is not None:
@@ -331,7 +339,7 @@ def drift(
     if not isinstance(step, Drift):
         raise FijiBridgeError(f"action={step.fixed['action']} finds no drift; write action=drift.")
     table = as_table(table, camera)
-    require_columns(table, REQUIRED, "The table for action=drift")
+    require_positions(table, REQUIRED, "The table for action=drift")
     if table.empty:
         raise FijiBridgeError("A table without molecules has no drift.")
     motion = _motion(table, step, camera_of(table, camera))

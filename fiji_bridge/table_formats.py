@@ -124,8 +124,10 @@ def export(
         installed, or the file cannot be written.
     """
     table = as_table(table, camera)
-    if isinstance(path, Export) or "filepath=" in os.fspath(path).lower():
-        return _export_as_told(table, path if isinstance(path, Export) else Export.parse(os.fspath(path)))
+    if isinstance(path, str) and "filepath=" in path.lower():
+        path = Export.parse(path)
+    if isinstance(path, Export):
+        return _export_as_told(table, path)
     path = Path(path)
     name = format or next((n for n, f in FORMATS.items() if path.suffix.lower() in f.suffixes), None)
     if name is None:

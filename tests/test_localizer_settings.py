@@ -37,7 +37,7 @@ def movie(tmp_path_factory: pytest.TempPathFactory) -> Path:
     light = 4 + 0.3 * np.arange(40) * np.ones((40, 1))
     frames = np.random.default_rng(0).poisson(600 * np.outer(*part) + light, (12, 40, 40)) + 100
     folder = tmp_path_factory.mktemp("movie")
-    tifffile.imwrite(folder / "movie.tif", frames.astype(np.uint16))
+    tifffile.imwrite(folder / "movie.tif", frames.astype(np.uint16), photometric="minisblack")
     np.save(folder / "light.npy", light)
     tifffile.imwrite(folder / "variance.tif", np.full((40, 40), 2.0, np.float32))
     np.save(folder / "small.npy", light[:3])
@@ -211,3 +211,40 @@ def test_bad_tables_and_options_are_told_in_one_sentence(
     code, found = told(*words)
     assert code == 1 and said in found["error"] and "\n" not in found["error"]
     assert not any(Path(name).exists() for name in ("a.csv", "a.tif", "a.hdf5", "a.xml"))
+
+
+def test_a_known_sigma_is_one_that_the_options_name():
+    frames = np.random.default_rng(0).poisson(20, (2, 32, 32)).astype(np.float64)
+    camera = fb.Camera(offset=0.0, photons_per_adu=1.0, pixel_size_nm=100.0)
+    with pytest.raises(FijiBridgeError, match="add sigma="):
+        fb.localize(frames, camera=camera, known_sigma=True)
+    fb.localize(frames, camera=camera, known_sigma=True, options="sigma=1.3")
+
+
+def test_outputs_do_not_replace_what_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    camera = "offset=0.0 photons2adu=1.0 isemgain=false pixelsize=100.0"
+    rng = np.random.default_rng(0)
+    tifffile.imwrite("movie.tif", rng.poisson(20, (4, 32, 32)).astype(np.uint16), photometric="minisblack")
+    tifffile.imwrite("fit.tif", rng.poisson(20, (4, 32, 32)).astype(np.uint16), photometric="minisblack")
+    np.save("map.npy", np.full((32, 32), 1.0))
+    table = pd.DataFrame({"frame": [1, 2], "x [nm]": [500.0, 600.0], "y [nm]": [500.0, 600.0]})
+    fb.write_localizations(table, "a.csv")
+    before = {name: Path(name).read_bytes() for name in ("movie.tif", "fit.tif", "map.npy", "a.csv")}
+    drift = "action=drift method=[Cross correlation] steps=2 save=true path="
+    for line in (
+        ["localize", "movie.tif", "--camera", camera, "--fit-stack", "fit.tif", "--out", "fit.tif"],
+        ["localize", "movie.tif", "--camera", camera, "--variance", "map.npy", "--out", "map.npy"],
+        ["localize", "movie.tif", "--engine", "thunderstorm", "--device", "cpu", "--out", "b.csv"],
+        ["drift", "a.csv", "--camera", camera, "--options", f"{drift}a.csv", "--out", "d.csv"],
+        ["drift", "a.csv", "--camera", camera, "--options", f"{drift}d.csv", "--out", "d.csv"],
+        ["postprocess", "a.csv", "--camera", camera, "--options", f"{drift}a.csv", "--out", "d.csv"],
+        ["postprocess", "a.csv", "--options", "action=merge dist=20", "--out", "d.hdf5"],
+        ["export", "a.csv", "--out", "filepath=a.csv x=false"],
+    ):
+        assert main(line) == 1, line
+        for name, content in before.items():
+            assert Path(name).read_bytes() == content, line
+    assert sorted(path.name for path in Path().iterdir()) == sorted(before)
+    assert main(["export", "a.csv", "--out", "filepath=a.csv"]) == 0
+    assert Path("filepath=a.csv").is_file() and Path("a.csv").read_bytes() == before["a.csv"]

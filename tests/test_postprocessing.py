@@ -270,3 +270,14 @@ def test_the_plugin_does_the_same(plugin: object, shared_data: Path) -> None:
         assert list(a.columns) == list(b.columns)
         for column in b:
             np.testing.assert_allclose(a[column], b[column], rtol=1e-9, atol=tolerance, err_msg=step)
+
+
+@pytest.mark.parametrize(
+    "step", ["merge dist=20", "density radius=60", "drift steps=2", "drift method=[Fiducial markers]"]
+)
+@pytest.mark.parametrize(("column", "value"), [("x [nm]", np.nan), ("y [nm]", np.inf), ("frame", np.nan)])
+def test_positions_that_are_no_numbers_are_refused(step: str, column: str, value: float) -> None:
+    table = pd.DataFrame({"frame": np.arange(1.0, 9.0), "x [nm]": np.arange(8.0), "y [nm]": np.arange(8.0)})
+    table.loc[3, column] = value
+    with pytest.raises(FijiBridgeError, match=r"has no finite .* in row 4"):
+        postprocess(table, f"action={step}", camera=Camera(0.0, 1.0, pixel_size_nm=100.0))

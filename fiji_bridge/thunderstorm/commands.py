@@ -223,7 +223,7 @@ def _postprocess(request: Request) -> Found:
     from fiji_bridge import thunderstorm
 
     step = PostProcessing.parse(request.options)
-    _check_saved(request, step)
+    check_saved(step, request.input_file, request.out)
     protocol = request.read_protocol() if request.protocol else None
     table = thunderstorm.postprocess(request.read(), step, camera=request.camera, jar=request.jar)
     found = request.write(table, request.out)
@@ -232,10 +232,10 @@ def _postprocess(request: Request) -> Found:
     return found
 
 
-def _check_saved(request: Request, step: PostProcessing) -> None:
-    """Keep a drift that is saved as well from taking the place of another file."""
+def check_saved(step: PostProcessing, *files: Path | None) -> None:
+    """Keep a drift that is saved as well from taking the place of one of these files."""
     if isinstance(step, (CrossCorrelationDrift, FiducialDrift)) and step.save:
-        others = {path.resolve() for path in (request.input_file, request.out, request.second_out) if path}
+        others = {path.resolve() for path in files if path}
         if not step.path or Path(step.path).resolve() in others:
             raise FijiBridgeError(f"save=true writes the drift to path={step.path}; name another file.")
         check_target(step.path)
@@ -246,7 +246,7 @@ def _drift(request: Request) -> Found:
 
     assert request.out is not None
     step = PostProcessing.parse(request.options)
-    _check_saved(request, step)
+    check_saved(step, request.input_file, request.out, request.second_out)
     if request.second_out is not None:
         if not isinstance(step, CrossCorrelationDrift):
             raise FijiBridgeError(f"{step} has no correlations for {request.second_out}; leave that out.")

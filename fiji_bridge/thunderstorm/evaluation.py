@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.localizations import REQUIRED, require_columns
+from fiji_bridge.localizations import REQUIRED, require_columns, require_positions
 from fiji_bridge.thunderstorm.jar import Plugin, call_hidden, hidden, java_errors, load, lock
 from fiji_bridge.thunderstorm.settings import (
     GROUND_TRUTH_TABLE,
@@ -14,7 +14,7 @@ from fiji_bridge.thunderstorm.settings import (
     Colocalization,
     Evaluation,
 )
-from fiji_bridge.thunderstorm.table import molecules, require_positions
+from fiji_bridge.thunderstorm.table import molecules
 
 if TYPE_CHECKING:
     import pandas as pd

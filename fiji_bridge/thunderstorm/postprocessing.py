@@ -10,7 +10,7 @@ import numpy as np
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
 from fiji_bridge.imagej.session import macro_options
-from fiji_bridge.localizations import REQUIRED, require_columns
+from fiji_bridge.localizations import REQUIRED, require_columns, require_positions
 from fiji_bridge.thunderstorm.jar import (
     Plugin,
     call_hidden,
@@ -34,7 +34,7 @@ from fiji_bridge.thunderstorm.settings import (
     SavedDrift,
     StageOffset,
 )
-from fiji_bridge.thunderstorm.table import ROW, data_frame, require_positions, results_table
+from fiji_bridge.thunderstorm.table import ROW, data_frame, results_table
 
 if TYPE_CHECKING:
     import pandas as pd

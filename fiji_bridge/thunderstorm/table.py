@@ -1,13 +1,12 @@
 """Tables of molecules as the plugin holds them, without its window."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.localizations import require_columns
 from fiji_bridge.thunderstorm.jar import Plugin, set_hidden, without_constructor
 
 if TYPE_CHECKING:
@@ -70,18 +69,6 @@ def molecules(plugin: Plugin, table: "pd.DataFrame") -> list[Any]:
     for column, label in enumerate(labels):
         descriptor.setColumnUnits(label.second, column)
     return [Molecule(descriptor, JArray(JDouble)(row)) for row in table.to_numpy(dtype=float)]
-
-
-def require_positions(table: "pd.DataFrame", columns: Sequence[str], where: str) -> None:
-    """Refuse a table that lacks one of these columns, or has NaN or infinity in one."""
-    require_columns(table, columns, where)
-    for column in columns:
-        wrong = np.flatnonzero(~np.isfinite(table[column].to_numpy(float)))
-        if len(wrong):
-            raise FijiBridgeError(
-                f"{where} has no finite {column} in row {wrong[0] + 1} and {len(wrong) - 1} others; remove "
-                "such rows first, for instance by action=filter formula=[x > 0 & y > 0]."
-            )
 
 
 def analog_columns(plugin: Plugin, model: Any) -> dict[str, np.ndarray]:

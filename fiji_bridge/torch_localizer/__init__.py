@@ -19,6 +19,7 @@ from torch import Tensor
 from fiji_bridge.camera import Camera
 from fiji_bridge.devices import choose_device
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.macro_options import parse_options
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer import kernels
@@ -137,6 +138,10 @@ def localize(
                 raise FijiBridgeError(f"{name} is for fits of a Gaussian; choose such an estimator.")
     if known_sigma:
         analysis = with_known_sigma(analysis)
+        if "sigma" not in parse_options(options):
+            raise FijiBridgeError(
+                "A known sigma is that of the options, which name none; add sigma= [pixels] to them."
+            )
     if false_alarm_rate is not None:
         photons = _photons_per_count(camera)
         analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, variance)
