@@ -17,6 +17,7 @@ import fiji_bridge as fb
 from fiji_bridge.cli import main
 from fiji_bridge.engines import UNCERTAINTIES
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.simulation import record
 
 DATA = Path(__file__).parent / "data" / "thunderstorm"
 _spec = importlib.util.spec_from_file_location("make_references", DATA / "make_references.py")
@@ -248,3 +249,41 @@ def test_outputs_do_not_replace_what_is_read(tmp_path, monkeypatch):
     assert sorted(path.name for path in Path().iterdir()) == sorted(before)
     assert main(["export", "a.csv", "--out", "filepath=a.csv"]) == 0
     assert Path("filepath=a.csv").is_file() and Path("a.csv").read_bytes() == before["a.csv"]
+
+
+@pytest.mark.parametrize("variance", [0.0, 25.0])
+def test_known_read_noise_below_the_offset_biases_neither_light_nor_uncertainty(variance):
+    rng = np.random.default_rng(3)
+    side, middles = 128, np.arange(8, 128, 16)
+    y, x = (
+        place.ravel() + rng.uniform(-0.5, 0.5, 64) for place in np.meshgrid(middles, middles, indexing="ij")
+    )
+    edges = np.arange(side + 1)
+    across, down = (np.diff(erf((edges - place[:, None]) / (1.3 * 2**0.5)), axis=1) / 2 for place in (x, y))
+    light = 5 + 1500 * np.einsum("ky,kx->yx", down, across)
+    frames = rng.poisson(light, (12, side, side)) + rng.normal(0, variance**0.5, (12, side, side)) + 100
+    known = {"variance": np.full((side, side), variance)} if variance else {}
+    options = "method=[Maximum likelihood] sigma=1.3 fitradius=5"
+    camera = fb.Camera(100.0, 1.0, pixel_size_nm=100.0)
+    table = fb.localize(
+        frames, camera=camera, options=options, uncertainty="crlb", false_alarm_rate=1e-6, **known
+    )
+    assert len(table) == pytest.approx(12 * 64, abs=2)
+    assert table["offset [photon]"].median() == pytest.approx(5, abs=0.3)
+    found = table["x [nm]"].to_numpy() / 100
+    nearest = np.hypot(found[:, None] - x, table["y [nm]"].to_numpy()[:, None] / 100 - y).argmin(1)
+    error = 100 * (found - x[nearest])
+    z = (error / table["uncertainty_x [nm]"]).to_numpy()
+    assert np.std(z[np.abs(error) < 100]) == pytest.approx(1, abs=0.08)
+
+
+@pytest.mark.parametrize(
+    "camera",
+    ["", "isemgain=true gainem=100.0", "readnoise=10.0", "isemgain=true gainem=50.0 readnoise=100.0"],
+)
+def test_the_rate_of_false_alarms_holds_behind_every_camera(camera):
+    known = fb.Camera.parse(f"offset=1000.0 photons2adu=2.0 pixelsize=100.0 {camera}")
+    light = np.full((12, 192, 192), 20.0)
+    empty = record(light, known, np.random.default_rng(1))
+    table = fb.localize(empty, camera=known, options="sigma=1.3", false_alarm_rate=1e-3)
+    assert 1e-4 < len(table) / empty.size < 2e-3

@@ -99,6 +99,7 @@ def localize(
     false_alarm_rate
         Detect by likelihood ratio, for molecules of the options' sigma, in place of the options' filter and
         threshold: the share of the pixels of an empty frame that would be taken for molecules, such as 1e-4.
+        EM gain counts, and without `variance` the camera's read noise, also in the fits.
     device
         ``"cpu"``, ``"cuda"`` or one such device; CUDA where there is one by default.
     progress
@@ -142,10 +143,15 @@ def localize(
             raise FijiBridgeError(
                 "A known sigma is that of the options, which name none; add sigma= [pixels] to them."
             )
-    if false_alarm_rate is not None:
-        photons = _photons_per_count(camera)
-        analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, variance)
     found_in = open_stack(stack)
+    if false_alarm_rate is not None:
+        if variance is None and np.any(camera.read_variance):
+            variance = np.broadcast_to(camera.read_variance, found_in.shape[1:])
+        # Over its excess noise, light behind EM gain has the variance of as many photons.
+        excess = camera.excess_noise
+        photons = _photons_per_count(camera) / excess
+        known = None if variance is None else np.asarray(variance) / excess**2
+        analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, known)
     fitted = found_in if fit_stack is None else open_stack(fit_stack)
     _check_shapes(found_in, fitted, analysis)
     maps = _Maps.read(background, variance, found_in.shape)
@@ -160,7 +166,7 @@ def localize(
     report("Localizing", 0, total)
     with threads_for_loops():
         for start, seen, measured in _blocks(found_in, fitted, target):
-            waiting += _detect(analysis, camera, target, start, seen, measured)
+            waiting += _detect(analysis, camera, target, start, seen, measured, variance is None)
             done = start + len(seen)
             if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
                 parts.append(measure(Candidates.join(waiting)))
@@ -218,13 +224,19 @@ def _blocks(
         yield start, block, fit_block
 
 
-def _counts(block: np.ndarray, camera: Camera, device: torch.device) -> Tensor:
-    """Bring ADU above the offset; a frame with less is lifted to zero, as the plugin does."""
+def _counts(block: np.ndarray, camera: Camera, device: torch.device, lift: bool) -> Tensor:
+    """Bring ADU above the offset; with `lift`, a frame with less is raised to zero, as the plugin does.
+
+    Where the read noise is known it explains values below the offset, and a raised frame would have light
+    that is not there.
+    """
     if camera.offset_map is None and camera.gain_map is None:
         above = block.astype(np.float32) - np.float32(camera.offset)
     else:
         above = (camera.to_photons(block) / _photons_per_count(camera)).astype(np.float32)
     counts = torch.from_numpy(above).to(device)
+    if not lift:
+        return counts
     lowest = counts.amin((1, 2), keepdim=True).clamp(max=0)
     return counts - lowest if bool(lowest.any()) else counts
 
@@ -318,13 +330,14 @@ def _detect(
     start: int,
     seen: np.ndarray,
     measured: np.ndarray,
+    lift: bool,
 ) -> list[Candidates]:
-    """Find the candidates of a block of frames, whose first is number `start`."""
+    """Find the candidates of a block of frames, whose first is number `start`; `lift` as for `_counts`."""
     parts: dict[int, Candidates] = {}
 
     def work(some: slice) -> None:
-        counts = _counts(seen[some], camera, device)
-        fitted = counts if measured is seen else _counts(measured[some], camera, device)
+        counts = _counts(seen[some], camera, device, lift)
+        fitted = counts if measured is seen else _counts(measured[some], camera, device, lift)
         parts[some.start] = _candidates(analysis, start + some.start, counts, fitted)
 
     frames = max(1, TO_A_THREAD["pixels"] // math.prod(seen.shape[1:]))

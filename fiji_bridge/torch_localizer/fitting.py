@@ -432,7 +432,7 @@ class Fitter:
     ) -> "Fits":
         # Read noise of variance v is as good as Poisson noise of v photons more, in the pixels and the model
         # (Huang et al., Nat. Methods 10, 653 (2013)); squares have it in their weights.
-        noisy = pixels if noise.variance is None else pixels + noise.variance
+        noisy = pixels if noise.variance is None else (pixels + noise.variance).clamp(min=0)
         weights = self.method.weights(noisy)
         base, data = noise.background, pixels
         if self.method.in_photons and noise.variance is not None:
