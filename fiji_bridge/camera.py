@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -120,6 +120,14 @@ class Camera:
         if not isinstance(other, Camera):
             return NotImplemented
         return {**self.as_dict(), "source": None} == {**other.as_dict(), "source": None}
+
+    @overload
+    @classmethod
+    def of(cls, given: "Camera | str") -> "Camera": ...
+
+    @overload
+    @classmethod
+    def of(cls, given: "Camera | str | None") -> "Camera | None": ...
 
     @classmethod
     def of(cls, given: "Camera | str | None") -> "Camera | None":

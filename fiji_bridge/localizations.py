@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from fiji_bridge.camera import Camera
 
 COLUMNS = (
     "id",
@@ -44,6 +43,7 @@ CAMERA_SETUP, STACK_SHAPE = "camera_setup", "stack_shape"
 """What ``attrs`` of a table say of its stack: the camera's setup string, and frames, height and width."""
 
 _LABEL = re.compile(r"\s*(?P<name>.*?)\s*(?:\[(?P<unit>[^\]]*)\])?\s*")
+_UNIT = re.compile(r"\s*\[.*\]$")
 _COUNTS = ("id", "frame")
 
 
@@ -71,7 +71,7 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | str | N
         If the file cannot be read, lacks ``frame``, ``x`` or ``y``, has a value that is not a number, counts
         frames from 0, or needs a camera that was not given.
     """
-    path, camera = Path(path), parsed_camera(camera)
+    path, camera = Path(path), Camera.of(camera)
     source = str(path)
     if path.suffix.lower() in (".hdf5", ".h5", ".mat"):
         from fiji_bridge.table_formats import read_hdf5
@@ -97,18 +97,9 @@ def as_table(
     return read_localizations(table, camera=camera) if isinstance(table, (str, os.PathLike)) else table
 
 
-def parsed_camera(camera: Camera | str | None) -> Camera | None:
-    """Give a camera as it is, or as its `Camera setup` string says."""
-    if not isinstance(camera, str):
-        return camera
-    from fiji_bridge.camera import Camera
-
-    return Camera.parse(camera)
-
-
 def camera_of(table: pd.DataFrame, camera: Camera | str | None = None) -> Camera | None:
     """Give the camera that is known, or else the one with which the table was localized."""
-    return parsed_camera(camera or table.attrs.get(CAMERA_SETUP))
+    return Camera.of(camera or table.attrs.get(CAMERA_SETUP))
 
 
 def frame_shape(table: pd.DataFrame) -> tuple[int, int] | None:
@@ -147,6 +138,11 @@ def save_csv(table: pd.DataFrame, path: Path, *, separator: str = ",", number: b
     spelled.to_csv(
         path, sep=separator, index=False, quoting=csv.QUOTE_NONNUMERIC, na_rep="NaN", lineterminator="\n"
     )
+
+
+def without_unit(label: object) -> str:
+    """Give the name of a column, by which formulas and option strings know it."""
+    return _UNIT.sub("", str(label))
 
 
 def require_columns(table: pd.DataFrame, columns: Iterable[str], where: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from fiji_bridge.localizations import (
     require_columns,
     require_positions,
     save_csv,
+    without_unit,
 )
 from fiji_bridge.rendering import Region, draw
 from fiji_bridge.thunderstorm.settings import (
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 Array = npt.NDArray[np.float64]
 
 _PLACE = ["x [nm]", "y [nm]"]
-_UNIT = re.compile(r"\s*\[.*\]$")
 
 
 def postprocess(
@@ -157,7 +156,7 @@ def _value(node: Node, columns: Mapping[str, Array], formula: str) -> Any:
 
 
 def _evaluate(table: pd.DataFrame, formula: str) -> Any:
-    columns = {_UNIT.sub("", str(name)): table[name].to_numpy(float) for name in table}
+    columns = {without_unit(name): table[name].to_numpy(float) for name in table}
     return _value(parse_formula(formula), columns, formula)
 
 
@@ -234,14 +233,14 @@ def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataF
     number = _chains(table, place, step.distance_nm, off=step.off_frames, most=step.most_frames)
     how = {}
     for name in table:
-        bare = _UNIT.sub("", str(name))
+        bare = without_unit(name)
         how[name] = "sum" if bare in _SUM else "min" if bare in _LEAST else "mean"
     merged = table.groupby(number).agg(how)[list(table)]
     merged["detections"] = np.bincount(number)
     several = (merged["detections"] > 1).to_numpy()
     for name in table:
         # What is true of one molecule only, such as its chi2, is not a number of several.
-        if _UNIT.sub("", str(name)) not in (*_MEAN, *_SUM, *_LEAST):
+        if without_unit(name) not in (*_MEAN, *_SUM, *_LEAST):
             merged.loc[several, name] = np.nan
     if "uncertainty [nm]" in merged:
         _renew_uncertainty(merged, camera)

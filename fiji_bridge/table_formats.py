@@ -25,6 +25,7 @@ from fiji_bridge.localizations import (
     frame_shape,
     require_columns,
     save_csv,
+    without_unit,
 )
 from fiji_bridge.thunderstorm.settings import CSV, XLS, Export
 
@@ -75,8 +76,6 @@ STAND_INS = {
     "uncertainty_y [nm]": "uncertainty [nm]",
 }
 """Columns of round spots for those of each axis."""
-
-_UNIT = re.compile(r"\s*\[.*\]$")
 
 
 def export(
@@ -161,7 +160,7 @@ def _export_as_told(table: pd.DataFrame, settings: Export) -> Path:
     require_columns(table, REQUIRED, f"the table for {settings.path}")
     if "id" not in table:
         table = table.assign(id=np.arange(1, len(table) + 1))[["id", *table]]
-    bare = {_UNIT.sub("", str(name)): name for name in table}
+    bare = {without_unit(name): name for name in table}
     unknown = [name for name in (*settings.columns, *settings.left_out) if name not in bare]
     if unknown:
         raise FijiBridgeError(

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import denoise, load_model, train
@@ -249,24 +248,6 @@ def test_the_reference_movie_loses_its_noise_and_keeps_its_molecules(shared_data
     assert after_width < 0.25 * before_width
     bright = np.unravel_index(np.argsort(before.ravel())[-200:], before.shape)
     assert after[bright].mean() > 0.8 * before[bright].mean()
-
-
-def blurred_noise(sigma, frames=4, side=96):
-    """Smooth structure under photon noise that the optics, or a resampling, have blurred."""
-    y, x = np.mgrid[:side, :side] / 7.0
-    light = np.broadcast_to(40 + 25 * np.sin(x) * np.cos(y), (frames, side, side))
-    noise = np.random.default_rng(3).poisson(light) - light
-    return light, 200 + 30 * (light + ndimage.gaussian_filter(noise, (0, sigma, sigma)))
-
-
-@pytest.mark.parametrize(("sigma", "whitened", "radius"), [(0, False, 0), (0.5, True, 0), (1.0, False, 3)])
-def test_noise_that_pixels_share_is_undone_or_widens_the_blind_spot(sigma, whitened, radius):
-    light, raw = blurred_noise(sigma)
-    model = train(np.round(raw), steps=150, **SMALL)
-    assert bool(model.whitening) == whitened
-    assert model.network.blind_radius == radius
-    denoised = (denoise(np.round(raw), model).to_numpy() - 200) / 30
-    assert ((denoised - light) ** 2).mean() < 0.5 * (((raw - 200) / 30 - light) ** 2).mean()
 
 
 def test_neighbouring_frames_help_where_the_scene_stays():

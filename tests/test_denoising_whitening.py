@@ -18,6 +18,16 @@ def recording(sigma, gain=30.0, frames=4, side=96):
     return light, np.round(200 + gain * (light + blurred)).astype(np.uint16)
 
 
+@pytest.mark.parametrize(("sigma", "whitened", "radius"), [(0, False, 0), (0.5, True, 0), (1.0, False, 3)])
+def test_noise_that_pixels_share_is_undone_or_widens_the_blind_spot(sigma, whitened, radius):
+    light, raw = recording(sigma)
+    model = train(raw, steps=150, features=(8, 12), crop=32, device="cpu")
+    assert bool(model.whitening) == whitened
+    assert model.network.blind_radius == radius
+    denoised = (denoise(raw, model).to_numpy() - 200) / 30
+    assert ((denoised - light) ** 2).mean() < 0.5 * (((raw - 200.0) / 30 - light) ** 2).mean()
+
+
 def test_blurring_gives_the_images_back():
     images = np.random.default_rng(0).normal(300, 20, (2, 64, 48)).astype(np.float32)
     whitened = SHARED.whiten(open_stack(images)).to_numpy()

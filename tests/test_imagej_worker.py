@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from waiting import alive, until
 
 from fiji_bridge.imagej import worker
 
@@ -52,13 +52,6 @@ class Macro:
         return int(self.pulse.read_text().split()[0])
 
 
-def until(true: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def begin(tmp_path, monkeypatch):
     """Begins a job as macros do; afterwards no worker is left."""
@@ -82,16 +75,9 @@ def begin(tmp_path, monkeypatch):
 def stop(pid: int) -> None:
     try:
         os.kill(pid, 15)
-        until(lambda: not Path(f"/proc/{pid}").exists() or zombie(pid), 20)
+        until(lambda: not alive(pid), 20)
     except ProcessLookupError:
         pass
-
-
-def zombie(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_one_python_does_job_after_job_and_says_what_came_out(begin, tmp_path):

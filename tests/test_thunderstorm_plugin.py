@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pandas as pd
 import pytest
 import tifffile
 from scipy import ndimage
+from waiting import alive, until
 
 from fiji_bridge import thunderstorm
 from fiji_bridge.camera import Camera
@@ -917,21 +917,7 @@ def test_a_macro_ends_with_the_program_that_runs_it(plugin, tmp_path, number):
     until(lambda: not any(map(alive, helpers)), 30)
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def descendants(pid):
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     found = [int(child) for child in children]
     return found + [each for child in found for each in descendants(child)]
-
-
-def until(happened, seconds):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)

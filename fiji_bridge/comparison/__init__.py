@@ -303,8 +303,7 @@ def _camera(
     """Give the camera with a pixel size, warnings about it, and what the report says of it."""
     from fiji_bridge.camera import Camera, estimate_camera
 
-    if isinstance(camera, str):
-        camera = Camera.parse(camera)
+    camera = Camera.of(camera)
     pixel_size = (camera.pixel_size_nm if camera else None) or movie.attrs.get("pixel_size_nm")
     if not pixel_size:
         raise FijiBridgeError(

@@ -233,7 +233,7 @@ def filter_frames(
     from fiji_bridge.stack import frame_blocks
 
     settings = options if isinstance(options, ImageFilter) else ImageFilter.parse(options)
-    known = Camera.parse(camera) if isinstance(camera, str) else camera
+    known = Camera.of(camera)
     frames, threads = frames_of(stack), worker_threads(threads)
     filtered, report = np.empty(frames.shape, np.float32), progress or silent
     with lock, ThreadPoolExecutor(threads, thread_name_prefix="ThunderSTORM") as pool:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
-from fiji_bridge.localizations import REQUIRED, require_columns
+from fiji_bridge.localizations import REQUIRED, require_columns, without_unit
 from fiji_bridge.thunderstorm.jar import Plugin, java_errors, load, lock, set_camera
 from fiji_bridge.thunderstorm.protocol import Protocol, protocol_path
 from fiji_bridge.thunderstorm.settings import JSON, XML, Export, FileFormat, Import
@@ -112,9 +112,7 @@ def export_table(
         results = generic_table(plugin, table)
         columns = settings.chosen([str(name) for name in results.getColumnNames()])
         if isinstance(settings.format, JSON):
-            _require_finite(
-                table[[name for name in table if str(name).partition(" [")[0] in columns]], settings.path
-            )
+            _require_finite(table[[name for name in table if without_unit(name) in columns]], settings.path)
         with replacing(settings.path) as partial:
             name = settings.format.fixed["fileformat"]
             with java_errors(f"{settings.path} cannot be written as {name}"):

@@ -199,7 +199,7 @@ def set_camera(plugin: Plugin, camera: "Camera | str") -> None:
     """Do what `Camera setup` does: the plugin has one camera, which all that it does looks at."""
     from fiji_bridge.camera import Camera
 
-    known = Camera.parse(camera) if isinstance(camera, str) else camera
+    known = Camera.of(camera)
     with (
         session.macro_options(plain(known).options()),
         java_errors("ThunderSTORM does not take this camera"),
