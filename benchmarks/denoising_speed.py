@@ -29,7 +29,7 @@ from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES
 from fiji_bridge.denoising.prediction import symmetric_outputs
 from fiji_bridge.denoising.training import DEFAULT_ENGINE, Schedule, _Run
-from fiji_bridge.devices import choose_device
+from fiji_bridge.devices import choose_device, keeping_memory
 from fiji_bridge.progress import silent
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"
@@ -100,6 +100,7 @@ def bare(
     return call, operations
 
 
+@keeping_memory()
 def efficiency(raw: np.ndarray, device: torch.device) -> None:
     """Print rates of training steps and prediction against bare convolutions."""
     camera = estimate_camera(open_stack(raw)).camera

@@ -108,5 +108,7 @@ def test_a_model_that_ships_sees_the_whitened_image():
     own = whitening.camera(estimate.camera)
     by_hand = whitening.blur(denoise(whitening.whiten(stack), model, camera=own).to_numpy())
     np.testing.assert_allclose(denoise(raw, model).to_numpy(), by_hand, rtol=1e-5)
+    told = denoise(raw, "confocal", camera=estimate.camera.options()).to_numpy()
+    np.testing.assert_allclose(told, by_hand, rtol=1e-5)
     error, raw_error = (((image - 200) / 30 - light).std() for image in (by_hand, raw))
     assert error < 0.5 * raw_error

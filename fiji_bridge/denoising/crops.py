@@ -135,15 +135,16 @@ class CropPool:
         return self._batch(crops)
 
     def sample(self, pixels: int) -> list[Batch]:
-        """Give frames spread over the data, at most some `pixels` but one frame, large ones in part."""
+        """Give frames spread over the data, at most some `pixels` in all, of large frames the middle."""
         every = [(group, frame) for group, frames in enumerate(self._photons) for frame in range(len(frames))]
         largest = max(frames[0].numel() for frames in self._photons)
-        number = min(len(every), max(1, pixels // min(largest, SAMPLED_SIDE**2)))
+        most = min(SAMPLED_SIDE, int(pixels**0.5))
+        number = min(len(every), max(1, pixels // min(largest, most**2)))
         batches = []
         for place in np.linspace(0, len(every) - 1, number).astype(int):
             group, frame = every[place]
-            starts = (max(0, (side - SAMPLED_SIDE) // 2) for side in self._photons[group].shape[1:])
-            middle = tuple(slice(start, start + SAMPLED_SIDE) for start in starts)
+            starts = (max(0, (side - most) // 2) for side in self._photons[group].shape[1:])
+            middle = tuple(slice(start, start + most) for start in starts)
             batches.append(self._batch([self._window(group, frame, middle)]))
         return batches
 

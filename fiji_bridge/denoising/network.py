@@ -27,12 +27,14 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, keeping height and width."""
-        if self.upward:
+        if self.upward and torch.is_grad_enabled():
             x = functional.pad(x, (0, 0, 2, 0))
-        padding = (0, 1) if self.upward else 1
-        return functional.leaky_relu(
-            functional.conv2d(x, self.weight, self.bias, padding=padding), SLOPE, True
-        )
+            x = functional.conv2d(x, self.weight, self.bias, padding=(0, 1))
+        elif self.upward:  # two rows too many cost less than a padded copy, unless they need a gradient
+            x = functional.conv2d(x, self.weight, self.bias, padding=(2, 1))[:, :, :-2]
+        else:
+            x = functional.conv2d(x, self.weight, self.bias, padding=1)
+        return functional.leaky_relu(x, SLOPE, True)
 
 
 class UNet(nn.Module):
@@ -163,7 +165,9 @@ class BlindSpotNetwork(nn.Module):
         else:  # one rotation at a time takes a quarter of the memory, and need not be square
             branches = tuple(self.half_plane(image) for image in turned)
         shifted = (_shift_down(branch, 1 + self.blind_radius) for branch in branches)
-        return torch.cat([branch.rot90(-k, (2, 3)) for k, branch in enumerate(shifted)], dim=1)
+        back = (branch.rot90(-k, (2, 3)) for k, branch in enumerate(shifted))
+        # Turned images have mixed orders in memory, of which the next convolution would take the slowest.
+        return torch.cat([image.contiguous(memory_format=torch.channels_last) for image in back], dim=1)
 
     def combine(self, half_planes: Tensor, x: Tensor, turn: int = 0) -> Tensor:
         """Parameters of the prior (n, outputs, height, width) from the four half-planes of images `x`.

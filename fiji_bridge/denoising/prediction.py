@@ -11,12 +11,11 @@ import xarray as xr
 from torch import Tensor
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.camera_estimation import estimate_camera
 from fiji_bridge.denoising.baselines import Baseline
-from fiji_bridge.denoising.model import Model, has_bfloat16, readout_of
+from fiji_bridge.denoising.model import Model, has_bfloat16, load_model, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
-from fiji_bridge.denoising.whitening import undo_sharing
-from fiji_bridge.devices import choose_device
+from fiji_bridge.denoising.whitening import noise_of, undo_sharing
+from fiji_bridge.devices import choose_device, keeping_memory
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
@@ -28,11 +27,12 @@ PIXELS_AT_ONCE = 2**19
 """Pixels that go through the network together."""
 
 
+@keeping_memory()
 def denoise(
     stack: Any,
-    model: Model | Baseline,
+    model: Model | Baseline | str | os.PathLike[str],
     *,
-    camera: Camera | None = None,
+    camera: Camera | str | None = None,
     estimator: str = "mean",
     out: str | os.PathLike[str] | None = None,
     device: str | None = None,
@@ -47,9 +47,10 @@ def denoise(
     stack
         What `open_stack` takes, or an opened stack. Channels and z are denoised apart.
     model
-        From `train` or `load_model`.
+        From `train` or `load_model`, or what `load_model` takes: a file, or the name of a model that ships.
     camera
-        The camera of this stack; the model's if left out, and estimated if that has none.
+        The camera of this stack, or ThunderSTORM's `Camera setup` string; the model's if left out, and
+        estimated if that has none.
     estimator
         ``mean`` of the posterior (equation 5 of the Gamma-Poisson paper), its maximum ``map``, or ``prior``,
         the mean of the prior, which does not look at the pixel itself.
@@ -76,6 +77,8 @@ def denoise(
     FijiBridgeError
         If the model lacks the estimator, the camera does not fit the frames, or `out` cannot be written.
     """
+    if isinstance(model, (str, os.PathLike)):
+        model = load_model(model)
     if not isinstance(model, (Model, Baseline)):
         raise FijiBridgeError(f"{model!r} is no model; give what train or load_model returned.")
     if tile < SMALLEST_TILE:
@@ -87,11 +90,11 @@ def denoise(
         )
     progress = progress or silent
     opened = open_stack(stack)
-    camera = model.assumed_camera or camera or model.camera
+    camera = model.assumed_camera or Camera.of(camera) or model.camera
     whitening = model.whitening
-    if camera is None:
-        estimate = estimate_camera(opened, progress=progress)
-        camera = estimate.camera
+    if camera is None or model.for_any_camera:
+        estimate = noise_of(opened, camera, progress)
+        camera = camera or estimate.camera
         if model.for_any_camera:
             whitening = undo_sharing(estimate, opened)
     seen, own = whitening.whiten(opened), whitening.camera(camera)

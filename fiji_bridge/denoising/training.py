@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.camera_estimation import CameraEstimate, estimate_camera
+from fiji_bridge.camera_estimation import estimate_camera
 from fiji_bridge.denoising.baselines import BASELINES, Baseline
 from fiji_bridge.denoising.crops import Batch, CropPool
 from fiji_bridge.denoising.model import (
@@ -22,13 +23,14 @@ from fiji_bridge.denoising.model import (
     denoiser_class,
     describe,
     has_bfloat16,
+    load_model,
 )
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel
 from fiji_bridge.denoising.optimizer import Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs
-from fiji_bridge.denoising.whitening import Whitening, undo_sharing
-from fiji_bridge.devices import choose_device
+from fiji_bridge.denoising.whitening import Whitening, noise_of, undo_sharing
+from fiji_bridge.devices import choose_device, keeping_memory
 from fiji_bridge.engines import NOISE_MODELS, TARGETED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.progress import Progress, silent
@@ -75,15 +77,16 @@ class _CollapseError(Exception):
     """The network does no better than a predictor that needs none."""
 
 
+@keeping_memory()
 def train(
     stacks: Any,
     *,
     targets: Any = None,
-    camera: Camera | None = None,
+    camera: Camera | str | None = None,
     engine: str | None = None,
     max_minutes: float | None = None,
     steps: int | None = None,
-    model: Model | Baseline | None = None,
+    model: Model | Baseline | str | os.PathLike[str] | None = None,
     device: str | None = None,
     seed: int = 0,
     neighbours: int = 0,
@@ -111,8 +114,8 @@ def train(
         For the engines ``n2n`` (as noisy, of the same scenes) and ``care`` (clean): a stack, or a sequence of
         them, of the shapes of `stacks`.
     camera
-        From A/D counts to photons; if left out that of `model`, and without either estimated from the first
-        stack.
+        From A/D counts to photons, or ThunderSTORM's `Camera setup` string; if left out that of `model`, and
+        without either estimated from the first stack.
     engine
         Noise model, one of `noise_models.ENGINES`, or a published method, one of `baselines.BASELINES`, with
         the training of its authors (`features`, `batch`, `crop` and `learning_rate` are of our network); left
@@ -122,7 +125,7 @@ def train(
     steps
         Steps to train for, at most; 20,000 if left out.
     model
-        A model to go on from, in place of fresh weights.
+        A model to go on from, in place of fresh weights, or what `load_model` takes.
     device
         ``cuda``, ``cpu``, …; CUDA if there is one, unless given.
     seed
@@ -163,6 +166,8 @@ def train(
     for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius)):
         if value is not None and value < 0:
             raise FijiBridgeError(f"{name} is {value}; give 0 or more.")
+    if isinstance(model, (str, os.PathLike)):
+        model = load_model(model)
     if model is not None and not isinstance(model, (Model, Baseline)):
         raise FijiBridgeError(f"{model!r} is no model to go on from; give what train or load_model returned.")
     engine = engine or (DEFAULT_ENGINE if model is None else model.engine)
@@ -178,7 +183,7 @@ def train(
         raise FijiBridgeError(f"The seed is {seed}; give 0 or a positive number.")
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
-    where = choose_device(device)
+    where, camera = choose_device(device), Camera.of(camera)
     opened = _open(stacks)
     aims = None if targets is None else _open(targets)
     _check_targets(engine, opened, aims)
@@ -195,7 +200,7 @@ def train(
     kind = ENGINES[engine]
     camera = kind.assumed_camera or camera
     if camera is None or blind_radius is None:
-        estimate = _estimate(opened[0], camera, progress)
+        estimate = noise_of(opened[0], camera, progress)
         camera = camera or estimate.camera
         if blind_radius is None or (model is not None and model.for_any_camera):
             whitening = Whitening() if kind.assumed_camera else undo_sharing(estimate, opened[0])
@@ -386,16 +391,6 @@ def _name(stack: xr.DataArray) -> str:
     return str(stack.attrs.get("source", "the stack"))
 
 
-def _estimate(stack: xr.DataArray, camera: Camera | None, progress: Progress) -> CameraEstimate:
-    """Estimate camera and shared noise; of a stack that cannot tell, a camera that is given will do."""
-    try:
-        return estimate_camera(stack, progress=progress)
-    except FijiBridgeError:
-        if camera is None:
-            raise
-        return CameraEstimate(camera, {}, "given", (), reliable=True)
-
-
 def _fresh(seed: int, **shape: Any) -> BlindSpotNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -417,7 +412,7 @@ def _trivial_nll(noise: NoiseModel, pool: CropPool, blind_radius: int) -> float:
         slope, start = table.to(seen.device)[:, None, :, None, None]
         return _mean_nll(seen.double() * slope + start, noise, batch)
 
-    batches = pool.sample(2**17)
+    batches = pool.sample(min(2**17, 2**22 // noise.outputs))
     optimizer = torch.optim.LBFGS([table], max_iter=60, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:

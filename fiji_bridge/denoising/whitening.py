@@ -16,6 +16,8 @@ from scipy.ndimage import convolve1d
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.camera_estimation import CameraEstimate, estimate_camera
+from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.progress import Progress
 
 LEAST_POWER = 0.2
 """Least share of the noise along one axis, of that of all frequencies alike, from which it can be undone."""
@@ -83,6 +85,16 @@ class Whitening:
     @cached_property
     def _inverse(self) -> list[np.ndarray]:
         return [_kernel(_spectrum(values) ** -0.5) for values in self.correlation]
+
+
+def noise_of(stack: xr.DataArray, camera: Camera | None, progress: Progress) -> CameraEstimate:
+    """Estimate camera and shared noise; of a stack that cannot tell, a camera that is given will do."""
+    try:
+        return estimate_camera(stack, progress=progress)
+    except FijiBridgeError:
+        if camera is None:
+            raise
+        return CameraEstimate(camera, {}, "given", (), reliable=True)
 
 
 def undo_sharing(estimate: CameraEstimate, stack: xr.DataArray) -> Whitening:

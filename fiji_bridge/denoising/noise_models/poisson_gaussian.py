@@ -106,7 +106,7 @@ class PoissonGaussian(GammaPoisson):
 class Posterior:
     """What a reading says: log p(z), E[n|z], the reading itself, or what clipping hid of it.
 
-    `mode` is the most probable λ, 0 unless asked for.
+    `mode` is the most probable λ; it and `log_evidence` are 0 unless asked for.
     """
 
     log_evidence: Tensor
@@ -137,7 +137,7 @@ def _in_parts(
     variance = torch.as_tensor(readout.read_variance).expand_as(photons).flatten()
     values = (mean.expand_as(photons).flatten(), shape.expand_as(photons).flatten(), photons.flatten())
     parts = [
-        posterior(prior, width, z, replace(readout, read_variance=noise), mode=mode)
+        posterior(prior, width, z, replace(readout, read_variance=noise), evidence=False, mode=mode)
         for prior, width, z, noise in zip(
             *(v.split(PIXELS_AT_ONCE) for v in (*values, variance)), strict=True
         )
@@ -148,7 +148,13 @@ def _in_parts(
 
 
 def posterior(
-    mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout, *, mode: bool = False
+    mean: Tensor,
+    shape: Tensor,
+    photons: Tensor,
+    readout: Readout,
+    *,
+    evidence: bool = True,
+    mode: bool = False,
 ) -> Posterior:
     """Sum over the electrons that a reading can come from; gradients go to the prior alone."""
     size = photons.shape
@@ -157,13 +163,16 @@ def posterior(
     with torch.no_grad():
         read = _em_readout if readout.excess > 1 else _plain_readout
         nodes = read(z, variance, readout, mean, shape)
-    first = -negative_binomial_nll(nodes.number[0].double(), mean, shape)
     log = _log_counts(nodes, mean, shape) + nodes.log_readout
     share = log.detach().softmax(0)
     electrons, unclipped = ((share * values).sum(0).double() for values in (nodes.number, nodes.unclipped))
     unclipped = torch.where(_hidden(z, readout), unclipped, z)
-    peak = _mode(nodes.number, share, mean, shape) if mode else torch.zeros_like(z)
-    result = Posterior(first + log.logsumexp(0), electrons, unclipped, peak)
+    peak = total = torch.zeros_like(z)
+    if mode:
+        peak = _mode(nodes.number, share, mean, shape)
+    if evidence:
+        total = log.logsumexp(0) - negative_binomial_nll(nodes.number[0].double(), mean, shape)
+    result = Posterior(total, electrons, unclipped, peak)
     if readout.highest < math.inf:
         result = _with_saturated(result, mean, shape, z, variance, readout, mode)
     return Posterior(*(getattr(result, f.name).view(size) for f in fields(Posterior)))
@@ -201,6 +210,8 @@ def _log_counts(nodes: _Nodes, mean: Tensor, shape: Tensor) -> Tensor:
     h log c − h(h² − 1)/24c² about c = x + (h − 1)/2, exact for h = 1.
     """
     alpha, gap = shape.float(), nodes.gap
+    if len(gap) == 0:
+        return torch.zeros_like(alpha)[None]
     middle = nodes.number[:-1] + (gap - 1) / 2
     ratio = gap * ((alpha + middle) * (mean / (shape + mean)).float() / (1 + middle)).log()
     bend = gap * (gap.square() - 1) / 24 * ((alpha + middle) ** -2 - (1 + middle) ** -2)
