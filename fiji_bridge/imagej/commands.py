@@ -429,7 +429,8 @@ def _thunderstorm(
             parts = (f"ThunderSTORM's {command.verb}{count}.", written and f"Written: {written}.")
             said = " ".join(filter(None, (*parts, *found.get("warnings", ()))))
         names = f"{command.verb} {title}".strip(), f"{command.verb} (2)"
-        shown = [item for item in zip(names, kinds, (out, other), strict=True) if item[2]]
+        made = zip(names, kinds, (out, other), strict=True)
+        shown = [(name, kind, path) for name, kind, path in made if path]
         images = {name: open_stack(path).compute() for name, kind, path in shown if "TIF" in kind}
         tables = {name: request.read_table(path) for name, kind, path in shown if kind in TABLES}
     if not tables and not images:
