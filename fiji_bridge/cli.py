@@ -66,6 +66,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Complain about the command line."""
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - goes behind an equals sign, as in --roi=-1,0,9,9)"
         raise UsageError(f"{message}; see `{self.prog} --help`.")
 
 
@@ -323,7 +325,11 @@ def build_parser() -> Parser:
         "--roi", metavar="X,Y,W,H", help="region of interest in pixels, or a .roi file (localize, calibrate)"
     )
     sub.add_argument(
-        "--processes", type=count, default=1, metavar="N", help="each with a Java of its own (localize)"
+        "--processes",
+        type=count,
+        default=1,
+        metavar="N",
+        help="each with a Java of its own, at most two a processor (localize)",
     )
     sub.add_argument(
         "--protocol", action="store_true", help="write NAME-protocol.txt beside the table, as the plugin does"

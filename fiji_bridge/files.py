@@ -35,25 +35,72 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     FijiBridgeError
         If the folder is missing and cannot be made, is not writable, or `path` is an ordinary folder.
     """
+    with _partial(path) as (partial, target):
+        yield partial
+        if partial.is_dir() and target.is_dir():  # a folder cannot be renamed over another
+            with _swapped(partial, target):
+                pass
+        else:
+            partial.replace(target)
+
+
+@contextmanager
+def replacing_pair(
+    path: str | os.PathLike[str], beside: str | os.PathLike[str]
+) -> Iterator[tuple[Path, Path]]:
+    """Give temporary paths, as `replacing`, of a file and of one beside it that belongs to it.
+
+    Both are put in place or neither. A file at `beside` without one at `path` is something else and stays.
+
+    Yields
+    ------
+    tuple
+        Where to write meanwhile what becomes `path` and what becomes `beside`.
+
+    Raises
+    ------
+    FijiBridgeError
+        As `replacing`, and if only `beside` is there.
+    """
+    with _partial(beside) as (second, companion), _partial(path) as (first, target):
+        if companion.exists() and not target.exists():
+            raise FijiBridgeError(
+                f"{companion} goes with {target.name}, but is there already without it; move it away or "
+                "choose another name."
+            )
+        yield first, second
+        with _swapped(second, companion):
+            first.replace(target)
+
+
+@contextmanager
+def _partial(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
+    """Give a temporary path, removed in the end, and the path whose place it is to take."""
     target = check_target(path)
     partial = target.with_name(f".{target.stem}-{uuid.uuid4().hex[:8]}{target.suffix}")
     try:
-        yield partial
-        if partial.is_dir() and target.is_dir():
-            old = partial.with_name(f"{partial.name}.old")
-            target.replace(old)  # a folder cannot be renamed over another
-            try:
-                partial.replace(target)
-            except BaseException:
-                old.replace(target)
-                raise
-            remove(old)
-        else:
-            partial.replace(target)
+        yield partial, target
     except OSError as error:
         raise FijiBridgeError(f"Could not write {target}: {error.strerror or error}.") from error
     finally:
         remove(partial)
+
+
+@contextmanager
+def _swapped(partial: Path, target: Path) -> Iterator[None]:
+    """Put it in the target's place, and everything back if the block fails."""
+    old = partial.with_name(f"{partial.name}.old")
+    if target.exists():
+        target.replace(old)
+    try:
+        partial.replace(target)
+        yield
+    except BaseException:
+        remove(target)
+        if old.exists():
+            old.replace(target)
+        raise
+    remove(old)
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:

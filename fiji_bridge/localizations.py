@@ -84,8 +84,7 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | str | N
         table[column] = _numbers(table[column], source)
     for column in table.columns.intersection(list(_COUNTS)):
         table[column] = _counts(table[column], source)
-    if (table["frame"] < 1).any():
-        raise FijiBridgeError(f"{source} has a frame {table['frame'].min()}; number the frames from 1.")
+    require_frames(table, source)
     table.attrs["source"] = source
     return table
 
@@ -93,8 +92,10 @@ def read_localizations(path: str | os.PathLike[str], *, camera: Camera | str | N
 def as_table(
     table: pd.DataFrame | str | os.PathLike[str], camera: Camera | str | None = None
 ) -> pd.DataFrame:
-    """Give a table as it is, or read it from its file."""
-    return read_localizations(table, camera=camera) if isinstance(table, (str, os.PathLike)) else table
+    """Give a table with its columns by their usual names, or read it from its file."""
+    if isinstance(table, (str, os.PathLike)):
+        return read_localizations(table, camera=camera)
+    return _known_names(table)
 
 
 def camera_of(table: pd.DataFrame, camera: Camera | str | None = None) -> Camera | None:
@@ -165,6 +166,13 @@ def require_positions(table: pd.DataFrame, columns: Sequence[str], where: str) -
             )
 
 
+def require_frames(table: pd.DataFrame, where: str) -> None:
+    """Refuse frames that are not whole numbers from 1."""
+    first = _counts(table["frame"], where).min()
+    if first < 1:
+        raise FijiBridgeError(f"{where} has a frame {first}; number the frames from 1.")
+
+
 def _read_text_table(path: Path) -> pd.DataFrame:
     import pandas as pd
 
@@ -196,7 +204,7 @@ def _known_names(table: pd.DataFrame) -> pd.DataFrame:
         name = "uncertainty" if name == "uncertainty_xy" else name
         spelled = f"{name} [{unit.strip()}]" if unit else name
         names[label] = str(label) if spelled in names.values() else spelled
-    return table.rename(columns=names)
+    return table if list(names.values()) == list(table.columns) else table.rename(columns=names)
 
 
 def _in_house_units(table: pd.DataFrame, camera: Camera | None, source: str) -> pd.DataFrame:

@@ -92,9 +92,9 @@ def postprocess(
     """
     step = PostProcessing.parse(options) if isinstance(options, str) else options
     table = as_table(table, camera)
-    require = require_columns if isinstance(step, FilterResults | StageOffset) else require_positions
+    require = require_positions if step.of_places else require_columns
     require(table, REQUIRED, f"The table for action={step.fixed['action']}")
-    after = table.copy() if table.empty else _STEPS[type(step)](table, step, camera_of(table, camera))
+    after = _STEPS[type(step)](table, step, camera_of(table, camera))
     after.attrs = dict(table.attrs)
     if out is not None:
         with replacing(out) as partial:
@@ -148,6 +148,8 @@ def _value(node: Node, columns: Mapping[str, Array], formula: str) -> Any:
             return columns[name]
         case Call(function, argument):
             inner = _value(argument, columns, formula)
+            if not np.size(inner):
+                return inner if function == "abs" else math.nan  # of no molecules
             return _STATISTICS[function](inner) if function == "abs" or np.ndim(inner) else inner
         case Operation(sign, left, right):
             operands = (_value(side, columns, formula) for side in (left, right))
@@ -262,10 +264,13 @@ def _renew_uncertainty(merged: pd.DataFrame, camera: Camera | None) -> None:
 
 
 def _on_stage(table: pd.DataFrame, step: StageOffset) -> pd.DataFrame:
-    """Add the stage's position to z; where there is no z, the molecules lie in its plane."""
+    """Add the stage's position to z, which is kept as z_rel; without a z the molecules lie in its plane."""
     position = (table["frame"].to_numpy() - 1) // step.frames_per_position % step.positions
     height = step.first_nm + position * step.step_nm
-    return table.assign(**{"z [nm]": table.get("z [nm]", 0.0) + height})
+    if "z [nm]" in table:
+        before = table.drop(columns="z_rel [nm]", errors="ignore")
+        table = before.rename(columns={"z [nm]": "z_rel [nm]"})
+    return table.assign(**{"z [nm]": table.get("z_rel [nm]", 0.0) + height})
 
 
 # Drift
@@ -339,8 +344,6 @@ def drift(
         raise FijiBridgeError(f"action={step.fixed['action']} finds no drift; write action=drift.")
     table = as_table(table, camera)
     require_positions(table, REQUIRED, "The table for action=drift")
-    if table.empty:
-        raise FijiBridgeError("A table without molecules has no drift.")
     motion = _motion(table, step, camera_of(table, camera))
     frames = np.arange(motion.frames[0], motion.frames[1] + 1)
     curve = pd.DataFrame({"frame": frames, **dict(zip(_PLACE, motion.at(frames).T, strict=True))})
@@ -363,14 +366,15 @@ def _motion(table: pd.DataFrame, step: Drift, camera: Camera | None) -> _Motion:
         return _read_motion(step.path, pixel)
     if step.save and not step.path:
         raise FijiBridgeError("save=true needs path=, the file to save the drift to.")
+    if pixel is None and isinstance(step, CrossCorrelationDrift):
+        raise FijiBridgeError('Drift by cross correlation needs the pixel size: --camera "… pixelsize=…".')
     if table["frame"].nunique() < 2:
         raise FijiBridgeError("Drift needs molecules in more than one frame.")
     if isinstance(step, FiducialDrift):
         motion = _marked(table, step)
-    elif pixel is not None:
-        motion = _correlated(table, step, pixel)
     else:
-        raise FijiBridgeError('Drift by cross correlation needs the pixel size: --camera "… pixelsize=…".')
+        assert pixel is not None
+        motion = _correlated(table, step, pixel)
     if step.save:
         _write_motion(motion, step.path, pixel)
     return motion

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from fiji_bridge.camera import Camera
 
-LARGEST = 400_000_000
-"""Pixels of the largest image, 1.6 GB."""
+LARGEST_GB = 1.6
+"""Size of the largest image, of four bytes a pixel."""
 
 
 class Region(NamedTuple):
@@ -90,6 +90,8 @@ def render(
         cannot be read or written.
     """
     settings = Visualization.parse(options) if isinstance(options, str) else options
+    if seed < 0:
+        raise FijiBridgeError(f"The seed must be 0 or a positive number, not {seed}.")
     table = as_table(table, camera)
     require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
     known = camera_of(table, camera)
@@ -106,10 +108,18 @@ def render(
 def region_of(
     settings: Visualization, table: pd.DataFrame, pixel_nm: float, shape: tuple[int, int] | None
 ) -> Region:
-    """Choose what is drawn: the region of the options, or else the raw image, or what the molecules span."""
+    """Choose what is drawn: the region of the options, or else the raw image, or what the molecules span.
+
+    Raises
+    ------
+    FijiBridgeError
+        If the options give a width or a height alone, or nothing says how large the image is.
+    """
     left, top = settings.left_px, settings.top_px
     if settings.width_px and settings.height_px:
         return Region(left, top, settings.width_px, settings.height_px)
+    if settings.width_px or settings.height_px:
+        raise FijiBridgeError("A region needs both imwidth= and imheight=; give the other one, or neither.")
     if shape is not None:
         return Region(left, top, shape[1], shape[0])
     ends = [table[label].max() for label in ("x [nm]", "y [nm]")]
@@ -179,25 +189,40 @@ def draw(renderer: Any, region: Region, table: pd.DataFrame, pixel_nm: float, *,
     """
     if isinstance(renderer, NoRenderer):
         raise FijiBridgeError("renderer=[No Renderer] draws nothing; choose another.")
-    # In the plugin's own order of operations, since the last digit can decide on a pixel.
-    resolution = 1 / renderer.magnification
-    size = [
-        int((start + length - start) / resolution)
-        for start, length in ((region.top, region.height), (region.left, region.width))
-    ]
-    slices = 1
-    if renderer.three_d:
-        start, step, end = renderer.z_range_nm
-        slices = int((end - start) / step)
-    if min(size) < 1 or slices * size[0] * size[1] > LARGEST:
-        problem = "has no pixels" if min(size) < 1 else "is too large"
-        raise FijiBridgeError(
-            f"An image of {slices}×{size[0]}×{size[1]} pixels (z, y, x) {problem}; change magnification=, "
-            "the region or zrange=."
-        )
-    image = np.zeros((slices, *size), np.float32)
+    image = np.zeros(image_shape(renderer, region), np.float32)
     _DRAW[type(renderer)](renderer, image, _Molecules.of(renderer, region, table, pixel_nm), seed)
     return image
+
+
+def image_shape(renderer: Any, region: Region) -> tuple[int, ...]:
+    """Give the number of slices, rows and columns of an image.
+
+    Raises
+    ------
+    FijiBridgeError
+        If there are none, or too many.
+    """
+    with np.errstate(over="ignore"):
+        # In the plugin's own order of operations, since the last digit can decide on a pixel.
+        resolution = 1 / np.float64(renderer.magnification)
+        height = (region.top + region.height - region.top) / resolution
+        width = (region.left + region.width - region.left) / resolution
+        start, step, end = renderer.z_range_nm
+        shape = np.floor([(end - start) / step if renderer.three_d else 1, height, width])
+        gigabytes = 4e-9 * shape.prod()
+    if not (shape >= 1).all():
+        raise FijiBridgeError(
+            f"An image of {width:.4g} × {height:.4g} pixels would be empty; raise magnification=, or draw a "
+            "larger region."
+        )
+    if gigabytes > LARGEST_GB:
+        size = " × ".join(f"{length:.4g}" for length in shape[::-1][: 2 + renderer.three_d])
+        raise FijiBridgeError(
+            f"The image would have {size} pixels, {gigabytes:.3g} GB, more than {LARGEST_GB:g} GB; lower "
+            "magnification=, draw less by imleft= imtop= imwidth= imheight=, or take wider steps in zrange=."
+        )
+    slices, rows, columns = map(int, shape)
+    return slices, rows, columns
 
 
 class _Molecules(NamedTuple):

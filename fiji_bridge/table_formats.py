@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import replacing
+from fiji_bridge.files import replacing, replacing_pair
 from fiji_bridge.localizations import (
     CAMERA_SETUP,
     REQUIRED,
@@ -24,6 +24,7 @@ from fiji_bridge.localizations import (
     camera_of,
     frame_shape,
     require_columns,
+    require_frames,
     save_csv,
     without_unit,
 )
@@ -102,7 +103,8 @@ def export(
         ==================== ============ ==============================================================
         ``thunderstorm``     .csv, .xls   of ThunderSTORM 1.3, separated by commas or tabs
         ``thunderstorm-1.4`` .csv         with ``uncertainty_xy``, as later versions write and Picasso reads
-        ``picasso``          .hdf5        and a .yaml beside it; frames from 0, the first pixel's centre at 0
+        ``picasso``          .hdf5        and a .yaml beside it, replaced or kept with it; frames from 0, the
+                                          first pixel's centre at 0
         ``smap``             .mat, .csv   SMAP's names; locan and Picasso read the .mat, as ``…_sml.mat``
         ==================== ============ ==============================================================
     camera
@@ -119,8 +121,9 @@ def export(
     Raises
     ------
     FijiBridgeError
-        If the format is unknown or does not fit the name, a column or the pixel size is missing, h5py is not
-        installed, or the file cannot be written.
+        If the format is unknown or does not fit the name, a column or the pixel size is missing, frames are
+        not counted from 1, h5py is not installed, a .yaml of something else is there, or the file cannot be
+        written.
     """
     table = as_table(table, camera)
     if isinstance(path, str) and "filepath=" in path.lower():
@@ -140,6 +143,7 @@ def export(
     if path.suffix.lower() not in chosen.suffixes:
         raise FijiBridgeError(f"{path} is no file of {name}; let it end in {_listed(chosen.suffixes)}.")
     require_columns(table, REQUIRED, f"the table for {path}")
+    require_frames(table, f"The table for {path}")
     chosen.write(table, path, camera_of(table, camera), shape or frame_shape(table))
     return path
 
@@ -158,6 +162,7 @@ def _export_as_told(table: pd.DataFrame, settings: Export) -> Path:
             "`fiji-bridge thunderstorm convert`."
         )
     require_columns(table, REQUIRED, f"the table for {settings.path}")
+    require_frames(table, f"The table for {settings.path}")
     if "id" not in table:
         table = table.assign(id=np.arange(1, len(table) + 1))[["id", *table]]
     bare = {without_unit(name): name for name in table}
@@ -220,7 +225,7 @@ def _write_picasso(
     records = np.empty(len(table), [(name, values.dtype) for name, values in columns.items()])
     for name, values in columns.items():
         records[name] = values
-    with replacing(path) as partial, replacing(path.with_suffix(".yaml")) as description:
+    with replacing_pair(path, path.with_suffix(".yaml")) as (partial, description):
         with _hdf5(partial, "w") as file:
             file.create_dataset("locs", data=records)
         lines = (f"{key}: {value!r}\n" for key, value in about.items())

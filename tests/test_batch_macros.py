@@ -351,6 +351,22 @@ def test_one_truth_for_many_stacks_is_refused(tmp_path: Path) -> None:
         plan(COMPARE, f"input={tmp_path} output={tmp_path}/out truth={tmp_path}/truth.csv")
 
 
+def test_a_stack_is_done_again_when_what_it_was_localized_with_has_changed(tmp_path: Path) -> None:
+    (tmp_path / "stacks").mkdir()
+    write(tmp_path / "stacks" / "a.tif", 1)
+    line = f"input={tmp_path}/stacks output={tmp_path}/out background={tmp_path}/light.npy"
+    with pytest.raises(FijiBridgeError, match=r"There is no .*light\.npy"):
+        plan(LOCALIZE, line)
+    np.save(tmp_path / "light.npy", np.ones((48, 48)))
+    made = tmp_path / "out" / "a.csv"
+    made.parent.mkdir()
+    made.touch()
+    assert [statuses(plan(LOCALIZE, line)) for _ in range(2)] == [["ok"], ["skip"]]
+    later = made.stat().st_mtime + 5
+    os.utime(tmp_path / "light.npy", (later, later))
+    assert statuses(plan(LOCALIZE, line)) == ["ok"]
+
+
 def test_a_stack_that_kills_python_does_not_stop_the_rest(tmp_path: Path) -> None:
     stacks = tmp_path / "stacks"
     stacks.mkdir()

@@ -208,6 +208,15 @@ def test_wrong_options_are_told_to_scripts_too():
     assert "--radius" in json.loads(done.stdout.splitlines()[-1])["error"]
 
 
+def test_a_value_that_begins_with_a_minus_is_shown_how_to_be_given(capsys):
+    words = ["thunderstorm", "localize", "a.tif", "--out", "a.csv"]
+    assert main([*words, "--roi", "-1,5,5,5"]) == 2
+    said = capsys.readouterr().err
+    assert "argument --roi: expected one argument" in said and "equals sign, as in --roi=-1,0,9,9" in said
+    assert main([*words, "--roi=-1,5,5,5"]) == 1
+    assert "equals" not in capsys.readouterr().err
+
+
 def test_folder_as_output_is_refused(movie, tmp_path):
     _, stack, _ = movie
     assert_one_sentence(run("train", stack, "--out", tmp_path, "--camera", CAMERA), str(tmp_path))

@@ -173,7 +173,10 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     entered: list[tuple[Command, dict[str, Any]]] = [
         (TRAIN, {"output": f"{movie}/my model.safetensors", "steps": 25, "camera": CAMERA}),
         (DENOISE, {"model": f"{movie}/model.safetensors", "estimator": "map"}),
-        (LOCALIZE, {"camera": CAMERA, "localizer": "torch", "options": "threshold=1.2*std(Wave.F1)"}),
+        (
+            LOCALIZE,
+            {"camera": CAMERA, "localizer": "torch", "options": "sigma=1.3", "false_alarm_rate": "1e-4"},
+        ),
         (COMPARE, {"output": f"{movie}/movie.tif/no folder"}),
     ]
     for command, values in entered:

@@ -86,6 +86,11 @@ def test_left_out_options_have_the_values_of_the_page() -> None:
         "pixel_size": 0.0,
         "localizer": "automatic",
         "options": "",
+        "false_alarm_rate": "",
+        "uncertainty": "thompson",
+        "known_sigma": "false",
+        "background": "",
+        "variance": "",
         "output": "",
         "render": 20.0,
     }
@@ -105,6 +110,15 @@ def test_left_out_options_have_the_values_of_the_page() -> None:
 def test_a_wrong_option_is_one_sentence(options: str, sentence: str) -> None:
     with pytest.raises(FijiBridgeError, match=sentence):
         DENOISE.run(options)
+
+
+@pytest.mark.parametrize("key", ["input", "background", "variance"])
+def test_an_output_does_not_replace_what_is_read(key: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(b"somebody's")
+    options = f"input={tmp_path}/b.tif " if key != "input" else ""
+    with pytest.raises(FijiBridgeError, match=r"output=.*a\.tif is a file that is read"):
+        LOCALIZE.run(f"{options}{key}={tmp_path}/a.tif output={tmp_path}/x/../a.tif")
+    assert (tmp_path / "a.tif").read_bytes() == b"somebody's"
 
 
 def test_a_command_without_an_image_says_so() -> None:

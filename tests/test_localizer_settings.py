@@ -17,6 +17,8 @@ import fiji_bridge as fb
 from fiji_bridge.cli import main
 from fiji_bridge.engines import UNCERTAINTIES
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.imagej.commands import BEYOND, LOCALIZE
+from fiji_bridge.localizers import TORCH_SETTINGS
 from fiji_bridge.simulation import record
 
 DATA = Path(__file__).parent / "data" / "thunderstorm"
@@ -75,6 +77,81 @@ def test_every_setting_gives_the_same_table_from_python_and_the_command_line(mov
     assert np.allclose(table["sigma [nm]"], 120)
     # The light is in the background, so nothing is left for the offset.
     assert abs(table["offset [photon]"].mean()) < 1
+
+
+def test_every_setting_has_the_same_name_in_the_menu(movie: Path) -> None:
+    settings = {"false_alarm_rate": 1e-6, "uncertainty": "crlb", "known_sigma": True}
+    settings |= {"background": movie / "light.npy", "variance": movie / "variance.tif"}
+    given = " ".join(f"{name}={str(value).lower()}" for name, value in settings.items())
+    found = LOCALIZE.run(f"input={movie}/movie.tif camera=[{CAMERA}] options=[{MLE}] render=0 {given}")
+    table = fb.localize(movie / "movie.tif", camera=CAMERA, options=MLE, **settings)
+    pd.testing.assert_frame_equal(found.tables["localizations movie.tif"], table)
+    assert set(TORCH_SETTINGS) == set(settings) == {parameter.key for parameter in BEYOND}
+
+
+def test_settings_of_the_menu_at_their_defaults_choose_no_engine(
+    movie: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def localize(stack: Any, **options: Any) -> None:
+        given.update(options)
+        raise FijiBridgeError("enough")
+
+    monkeypatch.setattr(fb, "localize", localize)
+    with pytest.raises(FijiBridgeError, match="enough"):
+        LOCALIZE.run(LOCALIZE.options({"input": f"{movie}/movie.tif"}))
+    assert given["engine"] is None and not given.keys() & set(TORCH_SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("false_alarm_rate=often", "must be a number such as 1e-4"),
+        ("false_alarm_rate=0.9", "between 0 and 0.5"),
+        ("false_alarm_rate=1e-5 localizer=thunderstorm", "Only the torch engine has false_alarm_rate"),
+        ("uncertainty=guess", "takes thompson or mortensen or crlb"),
+        ("known_sigma=maybe", "takes false or true"),
+        ("background=none.tif", "none.tif"),
+    ],
+)
+def test_bad_settings_of_the_menu_are_told_in_one_sentence(movie: Path, options: str, said: str) -> None:
+    with pytest.raises(FijiBridgeError, match=said) as error:
+        LOCALIZE.run(f"input={movie}/movie.tif camera=[{CAMERA}] options=[{MLE}] {options}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("rate", [np.float32(1e-5), np.float64(1e-5), 1e-5])
+def test_a_rate_may_be_a_number_of_numpys(movie: Path, rate: Any) -> None:
+    assert len(fb.localize(movie / "movie.tif", camera=CAMERA, options=MLE, false_alarm_rate=rate)) == 12
+
+
+def test_a_background_brighter_than_the_frames_is_refused(movie: Path, tmp_path: Path) -> None:
+    """Not in a few of them, such as those before the laser is on."""
+    light = np.load(movie / "light.npy")
+    known = {"camera": CAMERA, "options": MLE}
+    for background in (light + 100, 2 * light, np.broadcast_to(light + 100, (12, 40, 40))):
+        with pytest.raises(FijiBridgeError, match=r"photons a pixel, but .*movie\.tif only 10\.\d in all"):
+            fb.localize(movie / "movie.tif", background=background, **known)
+    frames = tifffile.imread(movie / "movie.tif")
+    frames[:5] = 100
+    for background in (light / 2, light[None] * (frames > 100).any((1, 2))[:, None, None]):
+        assert len(fb.localize(frames, background=background, **known)) >= 7
+    code, found = told(
+        *("localize", movie / "movie.tif", "--out", tmp_path / "a.csv", "--camera", CAMERA, "--options", MLE),
+        *("--background", movie / "movie.tif"),
+    )
+    assert code == 1 and "give it in photons, without the camera's offset" in found["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("device", "said"), [("meta", "'meta' cannot be used"), ("abacus", "'abacus' cannot be used")]
+)
+def test_a_device_that_holds_no_numbers_is_refused(movie: Path, device: str, said: str) -> None:
+    with pytest.raises(FijiBridgeError, match=said) as error:
+        fb.localize(movie / "movie.tif", camera=CAMERA, engine="torch", device=device)
+    assert "\n" not in str(error.value)
 
 
 def test_a_rate_of_false_alarms_is_what_an_empty_movie_shows(movie: Path) -> None:
@@ -201,6 +278,7 @@ def test_a_table_goes_through_every_command(movie: Path, references: Path) -> No
         (["drift", "flat.csv", "--out", "a.csv", "--options", "action=merge"], "finds no drift"),
         (["render", "flat.csv", "--out", "a.tif"], "pixelsize="),
         (["render", "flat.csv", "--out", "a.png", "--camera", CAMERA], "a.png"),
+        (["render", "flat.csv", "--out", "a.tif", "--camera", CAMERA, "--seed", -1], "seed must be 0"),
         (["export", "flat.csv", "--out", "a.hdf5"], "pixelsize="),
         (["export", "flat.csv", "--out", "a.xml"], "names no format"),
     ],

@@ -240,7 +240,7 @@ def test_drift_that_cannot_be_found_is_said(tmp_path: Path) -> None:
         drift(rows, f"action=drift method=[Load from file] path={tmp_path}/none.json")
     with pytest.raises(FijiBridgeError, match="finds no drift"):
         drift(rows, "action=merge")
-    with pytest.raises(FijiBridgeError, match="without molecules"):
+    with pytest.raises(FijiBridgeError, match="more than one frame"):
         drift(rows[:0], "action=drift method=[Fiducial markers]")
 
 
@@ -252,6 +252,94 @@ def test_a_table_keeps_what_is_known_of_its_stack_and_needs_no_camera_again(tmp_
     np.testing.assert_allclose(read_localizations(tmp_path / "still.csv"), still)
     again = postprocess(tmp_path / "still.csv", "action=filter formula=[frame < 50]")
     assert again["frame"].max() == 49
+
+
+def stepped() -> pd.DataFrame:
+    """Molecules with a height of their own in the frames of a stage of two positions."""
+    rows = table([(frame, 100, 50, 90, 500, 5, 8) for frame in (1, 2, 3, 4)])
+    rows.insert(4, "z [nm]", [10.0, -20.0, 30.0, 0.0])
+    return rows
+
+
+STAGE = "action=offset framesperstagepos=1 stagepositions=2 stagestep=100 firstposoffset=-50"
+
+
+def test_the_height_above_the_stage_is_kept_beside_that_with_it() -> None:
+    once = postprocess(stepped(), STAGE)
+    assert list(once) == [*(name.replace("z [nm]", "z_rel [nm]") for name in stepped()), "z [nm]"]
+    assert once["z_rel [nm]"].tolist() == [10, -20, 30, 0]
+    assert once["z [nm]"].tolist() == [-40, 30, -20, 50]
+    twice = postprocess(once, STAGE)
+    assert twice["z_rel [nm]"].tolist() == once["z [nm]"].tolist()
+    assert twice["z [nm]"].tolist() == [-90, 80, -70, 100]
+    flat = postprocess(stepped().drop(columns="z [nm]"), STAGE)
+    assert flat["z [nm]"].tolist() == [-50, 50, -50, 50] and "z_rel [nm]" not in flat
+
+
+def test_the_height_above_the_stage_is_the_plugins(plugin: object) -> None:
+    from fiji_bridge.thunderstorm.postprocessing import postprocess as theirs
+
+    ours, expected = stepped(), stepped()
+    for _ in range(2):
+        ours, expected = postprocess(ours, STAGE), theirs(expected, STAGE)
+        assert set(ours) == set(expected)
+        for column in expected:
+            np.testing.assert_allclose(ours[column], expected[column], err_msg=column)
+    assert list(postprocess(stepped(), STAGE)) == list(theirs(stepped(), STAGE))
+
+
+WRONG = [
+    ("action=filter formula=[hight > 3]", "uses hight"),
+    ("action=filter formula=[x >]", "Cannot read the formula"),
+    ("action=filter formula=[mean(x) > 3]", "says the same of every row"),
+    ("action=duplicates distformula=[2*width]", "uses width"),
+    ("action=density dimensions=3D", r"lacks the column z \[nm\]"),
+    ("action=drift method=[Cross correlation]", "needs the pixel size"),
+    ("action=drift method=[Load from file] path=none.json", "no file none.json"),
+    ("action=drift method=[Fiducial markers]", "more than one frame"),
+]
+
+
+@pytest.mark.parametrize(("step", "said"), WRONG)
+def test_a_table_without_molecules_takes_no_wrong_options(step: str, said: str, tmp_path: Path) -> None:
+    rows = table([(1, 0, 0, 100, 500, 5, 8)])[:0]
+    with pytest.raises(FijiBridgeError, match=said):
+        postprocess(rows, step, out=tmp_path / "out.csv")
+    with pytest.raises(FijiBridgeError, match="key 'pixels'"):
+        postprocess(rows, "action=merge", camera="pixels=100")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "filter formula=[abs(x - mean(x)) > 3 & y < max(y)]",
+        *("filter", "duplicates", "density", "merge", "merge dist=0", "offset stagestep=5"),
+    ],
+)
+def test_a_table_without_molecules_stays_one(step: str, tmp_path: Path) -> None:
+    rows = table([(1, 0, 0, 100, 500, 5, 8)])[:0]
+    after = postprocess(rows, f"action={step}", camera=CAMERA, out=tmp_path / "out.csv")
+    assert len(after) == 0 and set(rows) <= set(after)
+    assert list(read_localizations(tmp_path / "out.csv")) == list(after)
+
+
+@pytest.mark.parametrize(("step", "said"), WRONG)
+def test_nor_does_it_by_the_plugin(step: str, said: str) -> None:
+    from fiji_bridge.thunderstorm.postprocessing import postprocess as theirs
+
+    with pytest.raises(FijiBridgeError, match=said):
+        theirs(table([(1, 0, 0, 100, 500, 5, 8)])[:0], step)
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"), [("filter formula=[uncertainty < 9]", 1), ("duplicates distformula=[1000]", 1)]
+)
+def test_uncertainties_by_their_later_name_count(step: str, kept: int) -> None:
+    rows = table([(1, 100, 50, 90, 500, 5, 20), (1, 110, 50, 90, 500, 5, 8)])
+    later = rows.rename(columns={"uncertainty [nm]": "uncertainty_xy [nm]"})
+    pd.testing.assert_frame_equal(postprocess(later, f"action={step}"), postprocess(rows, f"action={step}"))
+    assert len(postprocess(later, f"action={step}")) == kept
 
 
 def test_the_plugin_does_the_same(plugin: object, shared_data: Path) -> None:

@@ -179,15 +179,45 @@ def test_an_image_is_written_with_its_pixel_size(tmp_path):
         ("magnification=0", "magnification= must be"),
         ("shifts=0", "shifts= must be"),
         ("magnfication=5", "write magnification="),
-        ("magnification=5000 imwidth=500 imheight=500", "too large"),
-        ("magnification=0.01 imwidth=5 imheight=5", "no pixels"),
+        (
+            "magnification=5000 imwidth=500 imheight=500",
+            r"2\.5e\+06 × 2\.5e\+06 pixels, 2\.5e\+04 GB, more than 1\.6 GB; lower magnification=",
+        ),
+        ("magnification=1e300 imwidth=500 imheight=500", r"5e\+302 × 5e\+302 pixels, inf GB"),
+        ("magnification=1e308 imwidth=500 imheight=500", r"inf × inf pixels, inf GB"),
+        ("imwidth=1e300 imheight=1e300", "lower magnification="),
+        (
+            "threed=true zrange=0:1e-9:1 imwidth=5 imheight=5",
+            r"25 × 25 × 1e\+09 pixels, 2\.5e\+03 GB.*zrange=",
+        ),
+        ("magnification=0.01 imwidth=5 imheight=5", r"0\.05 × 0\.05 pixels would be empty; raise magnif"),
+        ("magnification=1e-320 imwidth=5 imheight=5", "would be empty"),
+        ("imwidth=20", "both imwidth= and imheight="),
+        ("imheight=20", "both imwidth= and imheight="),
         ("threed=true zrange=100:50:0", "zrange= must be"),
     ],
 )
 def test_what_cannot_be_rendered_is_refused_in_a_sentence(options, said):
     with pytest.raises(FijiBridgeError, match=said) as error:
         render(table([1], [1]), options, camera=CAMERA)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 250
+
+
+def test_molecules_far_off_are_told_by_the_size_of_their_image():
+    with pytest.raises(FijiBridgeError, match=r"5e\+1\d × 5 pixels.*imleft="):
+        render(table([1, 1e13], [1, 1]), camera=CAMERA)
+
+
+def test_a_seed_is_not_negative():
+    for options in ("renderer=Histograms avg=3", ""):
+        with pytest.raises(FijiBridgeError, match="seed must be 0 or a positive number, not -1"):
+            render(cloud(), f"{options} {WHOLE}", camera=CAMERA, seed=-1)
+
+
+def test_uncertainties_by_their_later_name_are_drawn():
+    later = cloud().rename(columns={"uncertainty [nm]": "uncertainty_xy [nm]"})
+    options = f"renderer=[Normalized Gaussian] {WHOLE}"
+    np.testing.assert_array_equal(*(render(rows, options, camera=CAMERA) for rows in (later, cloud())))
 
 
 def test_what_lacks_is_named():

@@ -89,6 +89,58 @@ def test_picassos_metadata_inside_a_file_count_as_well(tmp_path: Path) -> None:
     assert back.attrs["stack_shape"] == (9, 20, 30)
 
 
+def test_picassos_two_files_are_replaced_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("h5py")
+    out, beside = tmp_path / "a.hdf5", tmp_path / "a.yaml"
+    beside.write_text("somebody's")
+    with pytest.raises(FijiBridgeError, match=r"a\.yaml goes with a\.hdf5, but is there already without it"):
+        export(TABLE, out, camera=CAMERA)
+    assert beside.read_text() == "somebody's" and list(tmp_path.iterdir()) == [beside]
+    beside.unlink()
+    export(TABLE, out, camera=CAMERA)
+    export(TABLE, out, camera=CAMERA.replace(pixel_size_nm=50.0))
+    assert read_localizations(out)["x [nm]"].tolist() == pytest.approx([50, 1230])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    rename = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if Path(target) == out:
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    for there in (before, {}):
+        if not there:
+            for name in before:
+                (tmp_path / name).unlink()
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "replace", full)
+            with pytest.raises(FijiBridgeError, match=r"Could not write .*a\.hdf5: No space left"):
+                export(TABLE, out, camera=CAMERA)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == there
+
+
+@pytest.mark.parametrize("path", ["a.hdf5", "a.csv", "a_sml.mat", "filepath=a.csv"])
+@pytest.mark.parametrize(
+    ("frame", "said"), [(0, "has a frame 0; number"), (1.5, "1.5 is not a whole number")]
+)
+def test_frames_count_from_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, frame: float, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FijiBridgeError, match=said):
+        export(TABLE.assign(frame=[frame, 7]), path, camera=CAMERA)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_uncertainties_by_their_later_name_are_written(tmp_path: Path) -> None:
+    later = TABLE.rename(columns={"uncertainty [nm]": "uncertainty_xy [nm]"})
+    for name, rows in (("a.csv", TABLE), ("b.csv", later)):
+        export(rows, tmp_path / name, format="smap")
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
+
+
 def test_what_localize_knows_need_not_be_said_again(tmp_path: Path) -> None:
     pytest.importorskip("h5py")
     table = TABLE.copy()

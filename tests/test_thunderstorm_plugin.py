@@ -676,15 +676,17 @@ def test_a_number_of_threads_that_cannot_be_is_refused(references):
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "said"),
     [
-        "renderer=[Scatter plot] magnification=0.001",
-        "renderer=[Scatter plot] magnification=1.0 imwidth=0.1 imheight=0.1",
+        ("magnification=0.001", "would be empty; raise magnification="),
+        ("magnification=1.0 imwidth=0.1 imheight=0.1", "would be empty; raise magnification="),
+        ("magnification=1e6", "GB, more than 1.6 GB; lower magnification="),
+        ("imwidth=20", "both imwidth= and imheight="),
     ],
 )
-def test_an_image_of_less_than_a_pixel_is_refused(flat, options):
-    with pytest.raises(FijiBridgeError, match="is less than a pixel of an image with magnification="):
-        thunderstorm.render(flat, options, camera=CAMERA)
+def test_an_image_without_pixels_or_with_too_many_is_refused(flat, options, said):
+    with pytest.raises(FijiBridgeError, match=said):
+        thunderstorm.render(flat, f"renderer=[Scatter plot] {options}", camera=CAMERA)
 
 
 def test_a_wavelet_that_would_take_for_ever_is_refused():
@@ -895,6 +897,14 @@ def test_json_with_a_missing_value_is_refused_by_the_column_s_name(flat, tmp_pat
 def test_processes_and_threads_are_whole_numbers(references, plugin, wanted):
     with pytest.raises(FijiBridgeError, match=r"^processes is .*; give a whole number of at least 1\.$"):
         thunderstorm.localize(references / "flat.tif", camera=CAMERA, processes=wanted)
+
+
+@pytest.mark.parametrize(("frames", "processors", "most"), [(3, 64, 3), (500, 2, 4), (500, None, 2)])
+def test_more_processes_than_there_is_work_for_are_refused(monkeypatch, frames, processors, most):
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    movie = np.zeros((frames, 4, 4), np.uint16)
+    with pytest.raises(FijiBridgeError, match=f"{frames} frames and .* keep no more than {most} busy"):
+        thunderstorm.localize(movie, camera=CAMERA, processes=most + 1)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at the processes in /proc")

@@ -102,7 +102,7 @@ class Batch:
         before = self._done_before()
         for number, job in enumerate(self.jobs, 1):
             started = time.monotonic()
-            if str(job.stack.resolve()) in before and _up_to_date(job):
+            if str(job.stack.resolve()) in before and _up_to_date(self.command, job):
                 status, said = "skip", f"Done before: {job.product}"
             else:
                 try:
@@ -233,9 +233,9 @@ def _names(stacks: list[Path]) -> list[str]:
 
 
 def _check_files(command: Command, values: Mapping[str, Value], stacks: int) -> None:
-    for key in OWN.keys() & values.keys():
+    for key in _read_by(command, values):
         path = Path(str(values[key]))
-        if values[key] and not path.exists():
+        if not path.exists():
             raise FijiBridgeError(f"There is no {path}; {command.name!r} was told to take it as {key}.")
     if stacks > 1 and values.get("truth") and Path(str(values["truth"])).is_file():
         raise FijiBridgeError(
@@ -255,8 +255,13 @@ def _job(command: Command, values: Mapping[str, Value], stack: Path, name: str) 
     return Job(stack, name, given, out if suffix else out / "report.html")
 
 
-def _up_to_date(job: Job) -> bool:
-    sources = [job.stack, *(Path(str(job.values[key])) for key in OWN if job.values.get(key))]
+def _read_by(command: Command, values: Mapping[str, Value]) -> list[str]:
+    """Give the keys that name a file to read."""
+    return [p.key for p in command.parameters if p.kind == "open" and values[p.key]]
+
+
+def _up_to_date(command: Command, job: Job) -> bool:
+    sources = [Path(str(job.values[key])) for key in _read_by(command, job.values)]
     try:
         return job.product.stat().st_mtime >= max(source.stat().st_mtime for source in sources)
     except OSError:

@@ -8,13 +8,14 @@ Nothing here knows Java; torch is loaded when a command is run.
 import difflib
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Any
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.engines import ENGINES, ESTIMATORS
+from fiji_bridge.engines import ENGINES, ESTIMATORS, UNCERTAINTIES
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_model_target, check_target
 from fiji_bridge.macro_options import format_options, parse_options
@@ -216,9 +217,16 @@ class Command:
         Raises
         ------
         FijiBridgeError
-            If there is neither an image nor an input, or whatever the command itself finds wrong.
+            If there is neither an image nor an input, an output would replace what is read, or whatever the
+            command itself finds wrong.
         """
         values = self.values(options)
+        named = [p for p in self.parameters if p.kind in ("open", "save") and values[p.key]]
+        paths = {p.key: Path(str(values[p.key])).resolve() for p in named}
+        read = {paths[p.key] for p in named if p.kind == "open"}
+        for key in (p.key for p in named if p.kind == "save"):
+            if paths[key] in read:
+                raise FijiBridgeError(f"{key}={paths[key]} is a file that is read; name another to keep it.")
         if self.image_for is None and (source := values["input"]):
             image, title = open_stack(Path(str(source))), Path(str(source)).name
         if image is None and self.takes_image(values):
@@ -326,6 +334,7 @@ def _localize(values: Mapping[str, Any], image: "xr.DataArray", title: str, prog
         out=out,
         pixel_size_nm=values["pixel_size"] or None,
         progress=progress,
+        **_beyond(values),
     )
     said = f"{len(table):,} localizations in {title} (engine: {table.attrs['engine']})."
     said += "".join(f" {warning}" for warning in table.attrs["warnings"])
@@ -338,6 +347,16 @@ def _localize(values: Mapping[str, Any], image: "xr.DataArray", title: str, prog
         fine = AveragedShiftedHistograms(magnification=known.pixel_size_nm / values["render"])
         rendered = {f"rendered {title}": fiji_bridge.render(table, Visualization(renderer=fine))}
     return Result(said, images=rendered, tables={f"localizations {title}": table})
+
+
+def _beyond(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings that only the torch engine has, and that are not as at first."""
+    given = {p.key: values[p.key] for p in BEYOND if values[p.key] != p.default}
+    with suppress(KeyError, ValueError):  # the engine says what it has to be
+        given["false_alarm_rate"] = float(given["false_alarm_rate"])
+    if "known_sigma" in given:
+        given["known_sigma"] = True
+    return given
 
 
 def _compare(values: Mapping[str, Any], image: "xr.DataArray", title: str, progress: Progress) -> Result:
@@ -382,50 +401,45 @@ def _thunderstorm(
         source, title = Path(values["input"]), Path(values["input"]).name
     elif image is not None and "STACK" in command.takes:
         source = _as_movie(image)[0]
+    if "YAML" in command.gives:
+        _required(values, "output", "path of the .yaml file to write")
     with TemporaryDirectory(prefix="thunderstorm-") as folder:
-        kinds = dict(zip(("output", "other"), command.gives, strict=False))
-        if "YAML" in command.gives:
-            _required(values, "output", "path of the .yaml file to write")
-        paths = {key: _path(values, key) for key in ("output", "other")}
-        for key, kind in kinds.items():
-            if paths[key] is None and kind in SHOWN:
-                paths[key] = Path(folder) / f"{key}{SHOWN[kind]}"
+        named = [_path(values, key) for key in ("output", "other")]
+        kinds = (*command.gives, "", "")[:2]
+        out, other = (
+            path or (Path(folder) / f"{place}{SHOWN[kind]}" if kind in SHOWN else None)
+            for place, (path, kind) in enumerate(zip(named, kinds, strict=True))
+        )
         request = plugin.Request(
             input=source,
             second=Path(values["second"]) if values["second"] else None,
             options=values["options"],
             camera=_camera(values),
-            out=paths["output"],
-            second_out=paths["other"],
+            out=out,
+            second_out=other,
             seed=int(values["seed"]),
             roi=values["roi"] or None,
             stopped_out=None if values["output"] else Path(gettempdir()) / f"{title}-stopped.csv",
             progress=progress,
         )
         said, found = plugin.run(command, request)
-        named = [values[key] for key in kinds if values[key]]
-        if len(named) < sum(path is not None for path in paths.values()):  # the text would name files that go
+        if [out, other] != named:  # the text would name files that go
             count = f", {found['molecules']:,} molecules" if "molecules" in found else ""
-            written = [f"Written: {', '.join(named)}."] if named else []
-            said = " ".join((f"ThunderSTORM's {command.verb}{count}.", *written, *found.get("warnings", ())))
-        images: dict[str, xr.DataArray] = {}
-        tables: dict[str, pd.DataFrame] = {}
-        for key, kind in kinds.items():
-            path, name = paths[key], f"{command.verb} {title if key == 'output' else '(2)'}".strip()
-            if path is None:
-                continue
-            if "TIF" in kind:
-                images[name] = open_stack(path).compute()
-            elif kind == "CURVE":
-                tables[name] = pd.read_csv(path)
-            elif kind != "YAML":
-                tables[name] = request.read_table(path)
+            written = ", ".join(str(path) for path in named if path)
+            parts = (f"ThunderSTORM's {command.verb}{count}.", written and f"Written: {written}.")
+            said = " ".join(filter(None, (*parts, *found.get("warnings", ()))))
+        names = f"{command.verb} {title}".strip(), f"{command.verb} (2)"
+        made = zip(names, kinds, (out, other), strict=True)
+        shown = [(name, kind, path) for name, kind, path in made if path]
+        images = {name: open_stack(path).compute() for name, kind, path in shown if "TIF" in kind}
+        tables = {name: request.read_table(path) for name, kind, path in shown if kind in TABLES}
     if not tables and not images:
         tables = {f"{command.verb} {title}": pd.DataFrame([found])}
     return Result(said, images=images, tables=tables)
 
 
-SHOWN = {"CSV": ".csv", "TABLE": ".csv", "CURVE": ".csv", "TIF": ".tif"}
+TABLES = ("CSV", "TABLE", "CURVE")
+SHOWN = {"TIF": ".tif", **dict.fromkeys(TABLES, ".csv")}
 """What is shown where no output is named, and the file that it goes through."""
 
 VERBS = (
@@ -478,6 +492,49 @@ LOCALIZER = Parameter(
     ("automatic", "thunderstorm", "torch"),
     cli="--engine",
 )
+
+BEYOND = (
+    Parameter(
+        "False_alarm_rate (empty: by threshold)",
+        "text",  # ImageJ shows numbers with three decimals
+        "",
+        "Detect by likelihood ratio, with so many false alarms a pixel of an empty frame, such as 1e-5, for"
+        " molecules of the options' sigma, in place of filter and threshold. This and the next four choose"
+        " the torch engine.",
+        cli="--false-alarm-rate",
+    ),
+    Parameter(
+        "Uncertainty",
+        "choice",
+        UNCERTAINTIES[0],
+        "Formula of the uncertainty: thompson is the plugin's; crlb, the Cramer-Rao bound of the fit.",
+        UNCERTAINTIES,
+        cli="--uncertainty",
+    ),
+    Parameter(
+        "Known_sigma",
+        "choice",
+        "false",
+        "Keep the options' sigma, without fitting it, which locates dim molecules better.",
+        ("false", "true"),
+        cli="--known-sigma",
+    ),
+    Parameter(
+        "Background (empty: fitted)",
+        "open",
+        "",
+        "Light that is not of molecules, one value a pixel, or a pixel and frame, in photons: .tif or .npy.",
+        cli="--background",
+    ),
+    Parameter(
+        "Variance (empty: of light alone)",
+        "open",
+        "",
+        "Variance of each pixel's read noise in squared photons, as of sCMOS cameras: .tif or .npy.",
+        cli="--variance",
+    ),
+)
+"""What only the torch engine has, by its names there; anything but these defaults chooses that engine."""
 
 DENOISE = Command(
     "Blind-spot denoise",
@@ -609,6 +666,7 @@ LOCALIZE = Command(
         PIXEL_SIZE,
         LOCALIZER,
         OPTIONS,
+        *BEYOND,
         Parameter(
             "Output (empty: only show it)", "save", "", "A ThunderSTORM .csv to write as well.", cli="--out"
         ),

@@ -122,8 +122,8 @@ def localize(
     threads
         Frames worked on at a time; the number of processors when left out.
     processes
-        Processes that share out the frames, and the threads, each with a Java of its own; 1 is this one. It
-        changes nothing in the table.
+        Processes that share out the frames, and the threads, each with a Java of its own; 1 is this one, and
+        at most there are as many as frames, or twice as many as processors. It changes nothing in the table.
     progress
         Called with the stage, the frames done and their number.
     stopped
@@ -158,6 +158,12 @@ def localize(
     if strength:
         _require_strength(settings)
     total, shape = frames.sizes["t"], (frames.sizes["y"], frames.sizes["x"])
+    processors = os.cpu_count() or 1
+    if processes > (most := max(1, min(total, 2 * processors))):
+        raise FijiBridgeError(
+            f"processes is {processes}, but {total} frames and {processors} processors keep no more than "
+            f"{most} busy; give fewer."
+        )
     job = Job(camera, settings, shape, checked(roi, shape), strength, worker_threads(threads), jar)
     size = max(1, BLOCK_PIXELS // (shape[0] * shape[1]))
     if processes > 1:

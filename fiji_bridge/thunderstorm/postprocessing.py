@@ -81,9 +81,13 @@ def postprocess(
     """
     step = options if isinstance(options, PostProcessing) else PostProcessing.parse(options)
     name = f"action={step.fixed['action']}"
-    require = require_columns if type(step) in (FilterResults, StageOffset) else require_positions
+    require = require_positions if step.of_places else require_columns
     require(table, REQUIRED, f"The table for {name}")
-    if table.empty or (isinstance(step, FilterResults) and not step.formula):
+    if table.empty:  # without rows the plugin has no columns that it could check formulas by
+        from fiji_bridge.postprocessing import postprocess as without_java  # which reads this package
+
+        return without_java(table, step, camera=camera)
+    if isinstance(step, FilterResults) and not step.formula:
         return table.copy()
     if "id" in table and not table["id"].is_unique:
         raise FijiBridgeError(f"The table for {name} has an id twice; number the molecules anew.")

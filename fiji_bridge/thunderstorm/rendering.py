@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.localizations import frame_shape, require_columns
+from fiji_bridge.localizations import as_table, frame_shape, require_columns
 from fiji_bridge.thunderstorm.jar import (
     hidden,
     java_errors,
@@ -65,21 +65,17 @@ def render(
     FijiBridgeError
         If an option is wrong, a column or the pixel size is missing, or the image would be too large.
     """
-    from fiji_bridge.rendering import labelled, region_of  # which reads this package's settings
+    from fiji_bridge.rendering import image_shape, labelled, region_of  # which reads this package's settings
 
     settings = options if isinstance(options, Visualization) else Visualization.parse(options)
+    table = as_table(table)
     require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
     camera = require_pixel_size(camera)
     pixel = float(camera.pixel_size_nm or 0)
     if isinstance(settings.renderer, NoRenderer):
         raise FijiBridgeError("renderer=[No Renderer] draws nothing; choose another.")
     region = region_of(settings, table, pixel, shape or frame_shape(table))
-    drawn: Any = settings.renderer
-    if min(region.width, region.height) * drawn.magnification < 1:
-        raise FijiBridgeError(
-            f"A region of {region.width:g} × {region.height:g} pixels is less than a pixel of an image with "
-            f"magnification={drawn.magnification:g}; give more, or a region by imwidth= and imheight=."
-        )
+    image_shape(settings.renderer, region)
     with lock:
         plugin = load(jar)
         set_camera(plugin, camera)

@@ -612,6 +612,8 @@ class PostProcessing(Settings):
     """A step of `Show results table`."""
 
     chosen_by_default: ClassVar = False
+    of_places: ClassVar = True
+    """Whether it compares positions, which must then be finite."""
 
 
 @dataclass(frozen=True)
@@ -619,6 +621,7 @@ class FilterResults(PostProcessing):
     """Keep the rows for which a formula holds, such as ``intensity > 500 & uncertainty < 10``."""
 
     fixed: ClassVar = {"action": "filter"}
+    of_places: ClassVar = False
     formula: str = _option("formula", "")
 
 
@@ -688,6 +691,7 @@ class StageOffset(PostProcessing):
     """Add the position of a stage that moves between frames to z."""
 
     fixed: ClassVar = {"action": "offset"}
+    of_places: ClassVar = False
     frames_per_position: int = _option("framesperstagepos", 1, POSITIVE)
     positions: int = _option("stagepositions", 1, POSITIVE)
     step_nm: float = _option("stagestep", 0.0)

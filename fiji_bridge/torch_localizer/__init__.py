@@ -115,7 +115,7 @@ def localize(
     ------
     FijiBridgeError
         If an option is not possible, the frames are smaller than the fitted square, stacks or maps differ in
-        shape, or the pixel size is unknown.
+        shape, the background is brighter than the frames, or the pixel size is unknown.
     """
     import pandas as pd
 
@@ -158,6 +158,10 @@ def localize(
     if camera.pixel_size_nm is None:
         raise FijiBridgeError('The pixel size is unknown; give it in nm with --camera "… pixelsize=…".')
     target = choose_device(device)
+    if target.type not in PIXELS_AT_ONCE:
+        raise FijiBridgeError(f"Molecules are localized on {' or '.join(PIXELS_AT_ONCE)}, not on {device}.")
+    if maps.background is not None:
+        _check_background(maps.background, fitted, camera)
     report = progress or silent
     total = found_in.sizes["t"]
     measure = _Measurement(analysis.estimator, camera, maps, uncertainty)
@@ -206,6 +210,18 @@ def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, analysis: Analys
         raise FijiBridgeError(
             f"The frames of {source} are {width}×{height} pixels, too small to fit {side}×{side} of them; "
             "lower fitradius."
+        )
+
+
+def _check_background(background: np.ndarray, stack: xr.DataArray, camera: Camera) -> None:
+    """Refuse a background (t or 1, y, x) [photons] above all light, by some of the frames."""
+    some = np.unique(np.linspace(0, len(stack) - 1, 9).astype(int))
+    light = float(camera.to_photons(stack[some].to_numpy()).mean())
+    given = float(background[some if len(background) > 1 else [0]].mean())
+    if given > 1.2 * light + 1:  # what a camera's offset, or an estimate, may well be wrong by
+        raise FijiBridgeError(
+            f"The background has {given:.3g} photons a pixel, but {stack.attrs.get('source', 'the stack')} "
+            f"only {light:.3g} in all; give it in photons, without the camera's offset."
         )
 
 

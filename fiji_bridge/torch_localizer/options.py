@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def with_likelihood_ratio(
     FijiBridgeError
         If the analysis has no sigma, or the rate is not possible.
     """
-    if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+    if isinstance(rate, bool) or not isinstance(rate, Real):
         raise FijiBridgeError(f"false_alarm_rate must be a number such as 1e-4, not {rate!r}.")
     estimator = analysis.estimator
     if not isinstance(estimator, GaussianFit | MultiEmitterFit):
@@ -150,7 +151,7 @@ def with_likelihood_ratio(
         )
     known = None if variance is None else torch.from_numpy(np.asarray(variance, np.float64))
     ratio = LikelihoodRatio(estimator.fitter.sigma, photons, known)
-    limit = false_alarm_threshold(rate)
+    limit = false_alarm_threshold(float(rate))
     return replace(analysis, filter=ratio, threshold=Threshold(repr(limit), ratio))
 
 
