@@ -848,7 +848,7 @@ def calibration(folder: Path, kind: str) -> Path:
 def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
     psf = Astigmatic(read_calibration(str(calibration(tmp_path, kind))))
     grid = torch.arange(-5, 6, dtype=torch.float64)
-    true = torch.tensor([[0.3, -0.2, z, 90.0, 8.0] for z in (-250.0, -60.0, 0.0, 130.0, 280.0)]).double()
+    true = torch.tensor([[0.3, -0.2, z, 900.0, 8.0] for z in (-250.0, -60.0, 0.0, 130.0, 280.0)]).double()
     free = psf.free(true)
     model, derivatives = psf(free, grid)
     numeric = torch.autograd.functional.jacobian(lambda p: psf(p, grid)[0].sum(0), free)
@@ -861,6 +861,27 @@ def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
         alone, _, _ = minimize_one_by_one(psf, method, start, noisy, weights)
         together, _, _ = minimize_together(psf, method, start, noisy, weights)
         torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [LeastSquares(), MaximumLikelihood()], ids=lambda m: type(m).__name__)
+def test_limits_are_of_the_intensity_in_space_too(tmp_path: Path, method: Method) -> None:
+    psf = Astigmatic(read_calibration(str(calibration(tmp_path, "PolynomialCalibration"))))
+    grid = torch.arange(-5, 6, dtype=torch.float64)
+    true = torch.tensor([[0.3, -0.2, z, 900.0, 8.0] for z in (-200.0, 30.0, 180.0)]).double()
+    light = psf(psf.free(true), grid)[0]
+    torch.testing.assert_close((light - 8).sum(1), true[:, 3], rtol=0.02, atol=0)
+    pixels = torch.from_numpy(np.random.default_rng(3).poisson(light).astype(float))
+    spots = Spots(pixels, torch.zeros(3, 2).double(), 1.0, SpotNoise())
+    alone = GaussianFit(Fitter(psf, method, 1.6, 5))(spots, bounds=True).columns
+    assert (np.abs(alone["intensity"].numpy() - 900) < 4 * alone["uncertainty_intensity"].numpy()).all()
+    for photons, limited in (((300.0, 2500.0), False), ((1200.0, 2500.0), True)):
+        fit = MultiEmitterFit(Fitter(psf, method, 1.6, 5), most=2, photons=photons)
+        found = fit(spots).columns
+        if limited:
+            torch.testing.assert_close(found["intensity"], torch.full((3,), 1200.0).double())
+            continue
+        for name in ("x", "y", "z", "intensity"):
+            torch.testing.assert_close(found[name], alone[name], rtol=1e-5, atol=1e-5)
 
 
 def test_a_calibration_is_read_in_braces_as_version_1_3_writes_it(tmp_path: Path) -> None:
