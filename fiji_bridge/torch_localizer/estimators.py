@@ -214,8 +214,8 @@ class MultiEmitterFit(_Fitting):
     same_intensity
         Whether all molecules of a spot have one intensity.
     photons
-        Between which the intensities are kept, in each fit. The plugin fits on beyond and then tells the limit
-        in place of the intensity, and of the elliptical Gaussian it limits the height.
+        Between which the intensities are kept, in each fit. The plugin fits on beyond them and tells the
+        limit in place of the intensity; of the elliptical Gaussian it limits the height.
     """
 
     most: int = 5
