@@ -52,6 +52,7 @@ from fiji_bridge.torch_localizer.fitting import (
     minimize_together,
 )
 from fiji_bridge.torch_localizer.likelihood_ratio import LikelihoodRatio, false_alarm_threshold
+from fiji_bridge.torch_localizer.threads import in_threads
 from fiji_bridge.torch_localizer.thresholds import Threshold
 
 CAMERA = Camera(offset=100.0, photons_per_adu=2.0, pixel_size_nm=100.0)
@@ -438,6 +439,18 @@ def test_one_by_one_and_together_spots_have_the_same_fits(
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(models, their_models, rtol=1e-6, atol=1e-5)
     torch.testing.assert_close(misfits, their_misfits, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(10_000, 4), (9, 2), (1, 1), (0, 0)])
+def test_threads_get_slices_of_one_length_and_end_together(count: int, expected: int) -> None:
+    torch.set_num_threads(2)
+    slices: list[slice] = []
+    in_threads(slices.append, count, 4096)
+    lengths = [some.stop - some.start for some in slices]
+    assert len(lengths) == expected
+    assert max(lengths, default=0) - min(lengths, default=0) <= 1
+    covered = sorted(n for some in slices for n in range(some.start, some.stop))
+    assert covered == list(range(count))
 
 
 def test_fits_of_nothing_but_zeros_are_no_numbers() -> None:
