@@ -5,7 +5,7 @@ and of those that the ground truth confirms within 50 nm, how many ours has besi
 differ among those, and both tables' Jaccard index.
 
 With ``--plugin``, where its jar is, a second table says of each fit how many of the plugin's rows it finds
-again itself when its frames are turned by 180°, which changes nothing but the order of its sums; and of the
+again itself when its frames are turned by 180°, which changes little but the order of its sums; and of the
 rows that ours lacks, how many our fit of the same pixels is as good as (to 1e-6 of the likelihood or the sum
 of squares that is minimized, and where the numbers of molecules differ by the test that decides on one more)
 or worse than.
@@ -237,7 +237,7 @@ def found_again(stack: np.ndarray, camera: Camera, options: str, theirs: pd.Data
     """Turn the frames by 180°, let the plugin analyse them, and give its rows that are there again.
 
     All that changes is the order in which its sums are formed, so the rows that are not there have been
-    decided by the last digit.
+    decided by the last digit; but connected components are cut and rounded in other places, too.
     """
     table = thunderstorm.localize(np.ascontiguousarray(stack[:, ::-1, ::-1]), camera=camera, options=options)
     for column, pixels in (("x [nm]", stack.shape[2]), ("y [nm]", stack.shape[1])):

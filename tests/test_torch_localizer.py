@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fiji_bridge.evaluation import evaluate
 from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
-from fiji_bridge.stack import open_stack
+from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer import localize
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
 from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
@@ -453,6 +454,19 @@ def test_threads_get_slices_of_one_length_and_end_together(count: int, expected:
     assert covered == list(range(count))
 
 
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("psf", PSFS, ids=lambda psf: type(psf).__name__)
+def test_a_negative_root_of_the_intensity_is_as_good_as_the_positive(psf: Psf, method: Method) -> None:
+    spots = noisy_spots(60)
+    start = psf.free(psf.start(*spots.aminmax(dim=1), 1.6))
+    start[:, 3] *= 0.7
+    mirrored = start.clone()
+    mirrored[:, 3] *= -1
+    weights = method.weights(spots)
+    first, second = (minimize_one_by_one(psf, method, s, spots, weights)[2] for s in (start, mirrored))
+    torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-8)
+
+
 def test_fits_of_nothing_but_zeros_are_no_numbers() -> None:
     fits = Fitter(IntegratedGaussian(), WeightedLeastSquares(), 1.6, 3)(torch.zeros(2, 49).double())
     assert fits.parameters.isnan().all()
@@ -519,6 +533,25 @@ def test_blocks_and_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None
     pd.testing.assert_frame_equal(whole, pieces, rtol=1e-9)
     assert [done for _, done, _ in calls] == [0, 3, 6, 7]
     assert {total for _, _, total in calls} == {7}
+
+
+def test_a_block_is_read_while_the_one_before_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, detect, blocks = [threading.Event() for _ in range(3)], torch_localizer._detect, frame_blocks
+
+    def read(stack: Any, frames: int) -> Iterator[tuple[int, np.ndarray]]:
+        for start, block in blocks(stack, frames):
+            begun[start // 2].set()
+            yield start, block
+
+    def work(analysis: Any, camera: Camera, device: torch.device, start: int, *rest: Any) -> Any:
+        assert start == 4 or begun[start // 2 + 1].wait(30)
+        return detect(analysis, camera, device, start, *rest)
+
+    whole = localize(movie(), camera=CAMERA)
+    monkeypatch.setitem(torch_localizer.PIXELS_AT_ONCE, "cpu", 2 * 48**2)
+    monkeypatch.setattr(torch_localizer, "frame_blocks", read)
+    monkeypatch.setattr(torch_localizer, "_detect", work)
+    pd.testing.assert_frame_equal(localize(movie(), camera=CAMERA), whole)
 
 
 def test_progress_may_cancel() -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -165,7 +166,7 @@ def localize(
     waiting: list[Candidates] = []
     report("Localizing", 0, total)
     with threads_for_loops():
-        for start, seen, measured in _blocks(found_in, fitted, target):
+        for start, seen, measured in _ahead(_blocks(found_in, fitted, target)):
             waiting += _detect(analysis, camera, target, start, seen, measured, variance is None)
             done = start + len(seen)
             if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
@@ -222,6 +223,15 @@ def _blocks(
         frame_blocks(stack, frames), frame_blocks(fit_stack, frames), strict=True
     ):
         yield start, block, fit_block
+
+
+def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
+    """Read each block while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def _counts(block: np.ndarray, camera: Camera, device: torch.device, lift: bool) -> Tensor:

@@ -600,9 +600,12 @@ def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
     exact
         (lanes,), overwritten.
     """
+    # Where it is not limited, the root may as well be negative.
+    limited = bounds[1] < math.inf
     for v in range(LANES):
         root, offset = tried[3, v], tried[4, v]
-        beyond = not bounds[0] < root < bounds[1] and (sums[17 * LANES + v] * root < 0) == (root <= bounds[0])
+        beyond = limited and not bounds[0] < root < bounds[1]
+        beyond = beyond and (sums[17 * LANES + v] * root < 0) == (root <= bounds[0])
         factors[v] = factors[LANES + v] = root * root
         factors[2 * LANES + v] = 0.0 if bounds[2] != 0 else root * root
         factors[3 * LANES + v] = 0.0 if beyond else 2 * root
