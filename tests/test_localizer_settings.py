@@ -187,8 +187,9 @@ def test_positions_in_space_by_the_plugins_own_calibration_are_the_plugins(
     )
     theirs = pd.read_csv(references / f"spatial_{fit}.csv")
     assert list(table)[1:] == list(theirs) and len(table) == len(theirs)
-    # The plugin's maximum likelihood stops a little early.
-    tolerance = 0.2 if fit == "mle" else 1e-4
+    # The plugin's maximum likelihood stops a little early, and its squares within the same tolerance of the
+    # minimum elsewhere, as it fits the height and not the intensity.
+    tolerance = 0.2 if fit == "mle" else 0.03
     for name in ("x [nm]", "y [nm]", "z [nm]", "sigma1 [nm]", "sigma2 [nm]"):
         np.testing.assert_allclose(table[name], theirs[name], atol=tolerance, err_msg=name)
 

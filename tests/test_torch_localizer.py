@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from fiji_bridge.evaluation import evaluate
 from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS, read_localizations
 from fiji_bridge.localizers import localize as localize_by
-from fiji_bridge.stack import open_stack
+from fiji_bridge.stack import frame_blocks, open_stack
 from fiji_bridge.torch_localizer import localize
 from fiji_bridge.torch_localizer.detectors import LocalMaxima, NonMaximumSuppression
 from fiji_bridge.torch_localizer.estimators import GaussianFit, MultiEmitterFit, Spots
@@ -52,6 +53,7 @@ from fiji_bridge.torch_localizer.fitting import (
     minimize_together,
 )
 from fiji_bridge.torch_localizer.likelihood_ratio import LikelihoodRatio, false_alarm_threshold
+from fiji_bridge.torch_localizer.threads import in_threads
 from fiji_bridge.torch_localizer.thresholds import Threshold
 
 CAMERA = Camera(offset=100.0, photons_per_adu=2.0, pixel_size_nm=100.0)
@@ -440,6 +442,31 @@ def test_one_by_one_and_together_spots_have_the_same_fits(
     torch.testing.assert_close(misfits, their_misfits, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize(("count", "expected"), [(10_000, 4), (9, 2), (1, 1), (0, 0)])
+def test_threads_get_slices_of_one_length_and_end_together(count: int, expected: int) -> None:
+    torch.set_num_threads(2)
+    slices: list[slice] = []
+    in_threads(slices.append, count, 4096)
+    lengths = [some.stop - some.start for some in slices]
+    assert len(lengths) == expected
+    assert max(lengths, default=0) - min(lengths, default=0) <= 1
+    covered = sorted(n for some in slices for n in range(some.start, some.stop))
+    assert covered == list(range(count))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("psf", PSFS, ids=lambda psf: type(psf).__name__)
+def test_a_negative_root_of_the_intensity_is_as_good_as_the_positive(psf: Psf, method: Method) -> None:
+    spots = noisy_spots(60)
+    start = psf.free(psf.start(*spots.aminmax(dim=1), 1.6))
+    start[:, 3] *= 0.7
+    mirrored = start.clone()
+    mirrored[:, 3] *= -1
+    weights = method.weights(spots)
+    first, second = (minimize_one_by_one(psf, method, s, spots, weights)[2] for s in (start, mirrored))
+    torch.testing.assert_close(first, second, rtol=1e-8, atol=1e-8)
+
+
 def test_fits_of_nothing_but_zeros_are_no_numbers() -> None:
     fits = Fitter(IntegratedGaussian(), WeightedLeastSquares(), 1.6, 3)(torch.zeros(2, 49).double())
     assert fits.parameters.isnan().all()
@@ -506,6 +533,25 @@ def test_blocks_and_batches_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None
     pd.testing.assert_frame_equal(whole, pieces, rtol=1e-9)
     assert [done for _, done, _ in calls] == [0, 3, 6, 7]
     assert {total for _, _, total in calls} == {7}
+
+
+def test_a_block_is_read_while_the_one_before_is_worked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, detect, blocks = [threading.Event() for _ in range(3)], torch_localizer._detect, frame_blocks
+
+    def read(stack: Any, frames: int) -> Iterator[tuple[int, np.ndarray]]:
+        for start, block in blocks(stack, frames):
+            begun[start // 2].set()
+            yield start, block
+
+    def work(analysis: Any, camera: Camera, device: torch.device, start: int, *rest: Any) -> Any:
+        assert start == 4 or begun[start // 2 + 1].wait(30)
+        return detect(analysis, camera, device, start, *rest)
+
+    whole = localize(movie(), camera=CAMERA)
+    monkeypatch.setitem(torch_localizer.PIXELS_AT_ONCE, "cpu", 2 * 48**2)
+    monkeypatch.setattr(torch_localizer, "frame_blocks", read)
+    monkeypatch.setattr(torch_localizer, "_detect", work)
+    pd.testing.assert_frame_equal(localize(movie(), camera=CAMERA), whole)
 
 
 def test_progress_may_cancel() -> None:
@@ -848,7 +894,7 @@ def calibration(folder: Path, kind: str) -> Path:
 def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
     psf = Astigmatic(read_calibration(str(calibration(tmp_path, kind))))
     grid = torch.arange(-5, 6, dtype=torch.float64)
-    true = torch.tensor([[0.3, -0.2, z, 90.0, 8.0] for z in (-250.0, -60.0, 0.0, 130.0, 280.0)]).double()
+    true = torch.tensor([[0.3, -0.2, z, 900.0, 8.0] for z in (-250.0, -60.0, 0.0, 130.0, 280.0)]).double()
     free = psf.free(true)
     model, derivatives = psf(free, grid)
     numeric = torch.autograd.functional.jacobian(lambda p: psf(p, grid)[0].sum(0), free)
@@ -861,6 +907,27 @@ def test_z_comes_from_the_widths(tmp_path: Path, kind: str) -> None:
         alone, _, _ = minimize_one_by_one(psf, method, start, noisy, weights)
         together, _, _ = minimize_together(psf, method, start, noisy, weights)
         torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [LeastSquares(), MaximumLikelihood()], ids=lambda m: type(m).__name__)
+def test_limits_are_of_the_intensity_in_space_too(tmp_path: Path, method: Method) -> None:
+    psf = Astigmatic(read_calibration(str(calibration(tmp_path, "PolynomialCalibration"))))
+    grid = torch.arange(-5, 6, dtype=torch.float64)
+    true = torch.tensor([[0.3, -0.2, z, 900.0, 8.0] for z in (-200.0, 30.0, 180.0)]).double()
+    light = psf(psf.free(true), grid)[0]
+    torch.testing.assert_close((light - 8).sum(1), true[:, 3], rtol=0.02, atol=0)
+    pixels = torch.from_numpy(np.random.default_rng(3).poisson(light).astype(float))
+    spots = Spots(pixels, torch.zeros(3, 2).double(), 1.0, SpotNoise())
+    alone = GaussianFit(Fitter(psf, method, 1.6, 5))(spots, bounds=True).columns
+    assert (np.abs(alone["intensity"].numpy() - 900) < 4 * alone["uncertainty_intensity"].numpy()).all()
+    for photons, limited in (((300.0, 2500.0), False), ((1200.0, 2500.0), True)):
+        fit = MultiEmitterFit(Fitter(psf, method, 1.6, 5), most=2, photons=photons)
+        found = fit(spots).columns
+        if limited:
+            torch.testing.assert_close(found["intensity"], torch.full((3,), 1200.0).double())
+            continue
+        for name in ("x", "y", "z", "intensity"):
+            torch.testing.assert_close(found[name], alone[name], rtol=1e-5, atol=1e-5)
 
 
 def test_a_calibration_is_read_in_braces_as_version_1_3_writes_it(tmp_path: Path) -> None:

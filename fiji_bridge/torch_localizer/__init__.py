@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ SPOTS_AT_ONCE = 2**16
 """Candidates kept, from as many blocks as it takes, and on a GPU fitted together: the last few of each fit
 need many steps."""
 
-TO_A_THREAD = {"pixels": 2**18, "spots": 2**12}
+TO_A_THREAD = {"pixels": 2**19, "spots": 2**12}
 """Of what a thread of the CPU takes at a time, so that it stays in the processor's caches."""
 
 
@@ -169,7 +170,7 @@ def localize(
     waiting: list[Candidates] = []
     report("Localizing", 0, total)
     with threads_for_loops():
-        for start, seen, measured in _blocks(found_in, fitted, target):
+        for start, seen, measured in _ahead(_blocks(found_in, fitted, target)):
             waiting += _detect(analysis, camera, target, start, seen, measured, variance is None)
             done = start + len(seen)
             if sum(len(some.frame) for some in waiting) >= SPOTS_AT_ONCE or done == total:
@@ -238,6 +239,15 @@ def _blocks(
         frame_blocks(stack, frames), frame_blocks(fit_stack, frames), strict=True
     ):
         yield start, block, fit_block
+
+
+def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
+    """Read each block while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, blocks, None)
+        while (block := coming.result()) is not None:
+            coming = reader.submit(next, blocks, None)
+            yield block
 
 
 def _counts(block: np.ndarray, camera: Camera, device: torch.device, lift: bool) -> Tensor:

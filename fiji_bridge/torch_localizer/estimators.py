@@ -214,7 +214,8 @@ class MultiEmitterFit(_Fitting):
     same_intensity
         Whether all molecules of a spot have one intensity.
     photons
-        Between which the intensities are kept.
+        Between which the intensities are kept, in each fit. The plugin fits on beyond them and tells the
+        limit in place of the intensity; of the elliptical Gaussian it limits the height.
     """
 
     most: int = 5
@@ -223,7 +224,21 @@ class MultiEmitterFit(_Fitting):
     photons: tuple[float, float] | None = None
 
     def __call__(self, spots: Spots, *, bounds: bool = False) -> Molecules:  # noqa: D102
+        parts = [
+            self._molecules(found, emitters, chosen, spots, bounds)
+            for emitters, (chosen, found) in enumerate(self.fits(spots), 1)
+        ]
+        spot = torch.cat([part.spot for part in parts])
+        order = spot.argsort(stable=True)
         device = spots.pixels.device
+        columns = {
+            name: torch.cat([part.columns[name] for part in parts])[order].to(device)
+            for name in parts[0].columns
+        }
+        return Molecules(spot[order].to(device), columns)
+
+    def fits(self, spots: Spots) -> list[tuple[Tensor, Fits]]:
+        """Give the spots with one, two and more molecules, as numbers (m,), and their fits."""
         pixels, at = spots.pixels.cpu(), spots.at.cpu()
         noise = spots.noise.cpu()
         low, high = self.photons or (0.0, math.inf)
@@ -236,7 +251,7 @@ class MultiEmitterFit(_Fitting):
             last = self.fitter.with_one_more(
                 last, pixels, noise, emitters=emitters, shared=self.same_intensity, limits=limits
             )
-            gain = self._chance(accepted_misfit, last.misfit, count, emitters, pixels.shape[1])
+            gain = self.chance(accepted_misfit, last.misfit, count, emitters, pixels.shape[1])
             better = torch.from_numpy(gain) < self.p_value
             count[better] = emitters
             accepted_misfit[better] = last.misfit[better]
@@ -254,16 +269,21 @@ class MultiEmitterFit(_Fitting):
                     shared=self.same_intensity,
                     limits=limits,
                 )
-            parts.append(self._molecules(final, n, chosen, spots, bounds))
-        spot = torch.cat([part.spot for part in parts])
-        order = spot.argsort(stable=True)
-        columns = {
-            name: torch.cat([part.columns[name] for part in parts])[order].to(device)
-            for name in parts[0].columns
-        }
-        return Molecules(spot[order].to(device), columns)
+            parts.append((chosen, final))
+        return parts
 
-    def _chance(self, before: Tensor, after: Tensor, fewer: Tensor, emitters: int, pixels: int) -> np.ndarray:
+    def chance(self, before: Tensor, after: Tensor, fewer: Tensor, emitters: int, pixels: int) -> np.ndarray:
+        """Give how likely as large a gain is without the molecules more.
+
+        Parameters
+        ----------
+        before, after
+            (n,) misfits with fewer and with all molecules.
+        fewer, emitters
+            How many those are: (n,), and all.
+        pixels
+            Of a spot.
+        """
         from scipy.stats import chi2, f
 
         freedom = 5 + 3 * (emitters - 1)

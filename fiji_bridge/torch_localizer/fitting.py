@@ -171,8 +171,7 @@ class Gaussian:
 class Astigmatic:
     """Elliptical Gaussian sampled at pixel centres, whose widths are those of a calibrated lens at z.
 
-    The third parameter is z [nm] and the intensity the height [unit of the pixels]; free are x, y, z, √height
-    and √offset.
+    The third parameter is z [nm]; free are x, y, z, √intensity and √offset.
 
     Parameters
     ----------
@@ -193,13 +192,16 @@ class Astigmatic:
 
     def start(self, low: Tensor, high: Tensor, sigma: float) -> Tensor:  # noqa: D102
         zero = torch.zeros_like(low)
-        return torch.stack([zero, zero, zero, high - low, low], 1)
+        sigma1, sigma2 = self._widths(zero)
+        return torch.stack([zero, zero, zero, (high - low) * (2 * math.pi * sigma1 * sigma2), low], 1)
 
     def describe(self, physical: Tensor) -> dict[str, Tensor]:  # noqa: D102
-        z, height, offset = physical[:, SIGMA:].unbind(1)
-        sigma1, sigma2 = (self._squared_width(axis, z)[0].sqrt() for axis in (0, 1))
-        intensity = height * 2 * math.pi * sigma1 * sigma2
+        z, intensity, offset = physical[:, SIGMA:].unbind(1)
+        sigma1, sigma2 = self._widths(z)
         return {"z": z, "sigma1": sigma1, "sigma2": sigma2, "intensity": intensity, "offset": offset}
+
+    def _widths(self, z: Tensor) -> list[Tensor]:
+        return [self._squared_width(axis, z)[0].sqrt() for axis in (0, 1)]
 
     def _squared_width(self, axis: int, z: Tensor) -> tuple[Tensor, Tensor]:
         """Squared width [px²] of an axis, and its derivative by z."""
@@ -217,19 +219,21 @@ class Astigmatic:
         dx, dy = grid - x, grid[:, None] - y
         (first, first_slope), (second, second_slope) = (self._squared_width(axis, z) for axis in (0, 1))
         u, v = (dx * cosine - dy * sine) / first, (dx * sine + dy * cosine) / second
-        spot = torch.exp(-0.5 * (u.square() * first + v.square() * second))
-        height = root.square()
+        peak = 0.5 / (math.pi * (first * second).sqrt())
+        share = peak * torch.exp(-0.5 * (u.square() * first + v.square() * second))
+        spot = root.square() * share
+        broader = u.square() * first_slope + v.square() * second_slope
         derivatives = torch.stack(
             [
-                height * spot * (u * cosine + v * sine),
-                height * spot * (v * cosine - u * sine),
-                0.5 * height * spot * (u.square() * first_slope + v.square() * second_slope),
-                2 * root * spot,
+                spot * (u * cosine + v * sine),
+                spot * (v * cosine - u * sine),
+                0.5 * spot * (broader - first_slope / first - second_slope / second),
+                2 * root * share,
                 (2 * root_offset).expand_as(spot),
             ],
             1,
         )
-        return (root_offset.square() + height * spot).flatten(1), derivatives.flatten(2)
+        return (root_offset.square() + spot).flatten(1), derivatives.flatten(2)
 
 
 def _symmetric_start(low: Tensor, high: Tensor, sigma: float) -> Tensor:
@@ -594,7 +598,6 @@ def cramer_rao_bounds(
     }
     if isinstance(psf, Astigmatic):
         bounds["uncertainty_z"] = own[:, :, SIGMA]
-        del bounds["uncertainty_intensity"]
     return {name: values.to(free.device) for name, values in bounds.items()}
 
 

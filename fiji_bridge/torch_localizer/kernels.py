@@ -600,9 +600,12 @@ def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
     exact
         (lanes,), overwritten.
     """
+    # Where it is not limited, the root may as well be negative.
+    limited = bounds[1] < math.inf
     for v in range(LANES):
         root, offset = tried[3, v], tried[4, v]
-        beyond = not bounds[0] < root < bounds[1] and (sums[17 * LANES + v] * root < 0) == (root <= bounds[0])
+        beyond = limited and not bounds[0] < root < bounds[1]
+        beyond = beyond and (sums[17 * LANES + v] * root < 0) == (root <= bounds[0])
         factors[v] = factors[LANES + v] = root * root
         factors[2 * LANES + v] = 0.0 if bounds[2] != 0 else root * root
         factors[3 * LANES + v] = 0.0 if beyond else 2 * root
@@ -860,22 +863,24 @@ def _squared_width(c, at, z):
 
 @njit(**_OPTIONS)
 def _astigmatic(calibration, x, y, z, side, shape):
-    """Elliptical Gaussian of height 1 and its derivatives by x, y and z."""
+    """Elliptical Gaussian whose integral is 1, and its derivatives by x, y and z."""
     radius = side // 2
     cosine, sine = math.cos(calibration[1]), math.sin(calibration[1])
     first_width, first_slope = _squared_width(calibration, 2, z)
     second_width, second_slope = _squared_width(calibration, 7, z)
+    peak = 0.5 / (math.pi * math.sqrt(first_width * second_width))
+    fading = first_slope / first_width + second_slope / second_width
     for j in range(side):
         dy = j - radius - y
         for i in range(side):
             dx = i - radius - x
             u, v = (dx * cosine - dy * sine) / first_width, (dx * sine + dy * cosine) / second_width
-            value = math.exp(-0.5 * (u * u * first_width + v * v * second_width))
+            value = peak * math.exp(-0.5 * (u * u * first_width + v * v * second_width))
             at = j * side + i
             shape[0, at] = value
             shape[1, at] = value * (u * cosine + v * sine)
             shape[2, at] = value * (v * cosine - u * sine)
-            shape[3, at] = 0.5 * value * (u * u * first_slope + v * v * second_slope)
+            shape[3, at] = 0.5 * value * (u * u * first_slope + v * v * second_slope - fading)
 
 
 @njit(**_OPTIONS)

@@ -38,11 +38,12 @@ def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
     count
         How much there is to do.
     at_once
-        Length of a slice at most; it is less where a thread would else have nothing to do.
+        Length of a slice at most; it is less where threads would else have nothing to do, at the end too.
     """
     threads = _count.get() or torch.get_num_threads()
-    at_once = max(1, min(at_once, -(-count // threads)))
-    slices = [slice(start, min(start + at_once, count)) for start in range(0, count, at_once)]
+    rounds = -(-count // (at_once * threads))
+    length = max(1, -(-count // max(1, rounds * threads)))
+    slices = [slice(start, min(start + length, count)) for start in range(0, count, length)]
     threads = min(threads, len(slices))
     if threads <= 1:
         for some in slices:
