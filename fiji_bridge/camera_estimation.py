@@ -469,7 +469,8 @@ def _fit(patches: Patches) -> Line:
     """Tell noise from structure and fit the line, from the darker half of the patches upwards."""
     usable = _usable(patches)
     dark, patches = patches[~usable & (patches.clipped == 0)], patches[usable]
-    terms = np.stack([np.ones_like(patches.mean), patches.mean])
+    level = max(float(np.abs(patches.mean).max()), TINY)  # both terms of one size, whatever the unit
+    terms = np.stack([np.full_like(patches.mean, level), patches.mean])
     least = max(LOWEST_WEIGHED * float(patches.fine.mean()), TINY)
     kept = patches.mean <= np.median(patches.mean)
     slope, constant, covariance = 0.0, float(np.median(patches.fine[kept])), np.zeros((2, 2))
@@ -487,6 +488,7 @@ def _fit(patches: Patches) -> Line:
         weighted = terms[:, kept] / expected[kept] ** 2
         inverse = np.linalg.pinv(weighted @ terms[:, kept].T, hermitian=True)
         constant, slope = (float(value) for value in inverse @ weighted @ patches.fine[kept])
+        constant *= level
         covariance = inverse * 2 / DEGREES
         ratio = np.median(patches.coarse[kept]) / max(float(np.median(patches.fine[kept])), least)
     cut_off = len(dark) >= FEWEST_PATCHES and dark.fine.mean() < 0.8 * (slope * dark.mean + constant).mean()
@@ -509,18 +511,23 @@ class Solution(NamedTuple):
     constant: np.ndarray
     correlation: np.ndarray
 
+    def times(self, unit: float) -> "Solution":
+        """Give the solution in a unit as many times smaller."""
+        return Solution(self.slope * unit, self.constant * unit**2, self.correlation)
 
-def _sums(line: Line, levels: Levels) -> np.ndarray:
-    """Sum up, by region, all that `_solve` needs: (region, term)."""
-    noise, expected = line.noise, line.expected()
-    w, m, rounding = 1 / expected**2, noise.mean, levels.step**2 / 12
-    v, coarse = noise.fine - rounding, noise.coarse - rounding
+
+def _sums(line: Line, levels: Levels, unit: float) -> np.ndarray:
+    """Sum up, by region, all that `_solve` needs, in a unit [ADU] in which no sum is tiny: (region, term)."""
+    noise, square = line.noise, unit**2
+    expected, m, rounding = line.expected() / square, noise.mean / unit, levels.step**2 / 12 / square
+    w, v, coarse = 1 / expected**2, noise.fine / square - rounding, noise.coarse / square - rounding
     # What is left of structure shows least in the dark, where noise is strongest beside it.
     dark = m <= np.median(m)
-    lagged = noise.lagged.copy()
+    lagged = noise.lagged / square
     lagged[..., 0] -= rounding
     lagged = lagged.reshape(-1, 2 * (1 + LAGS)) * (dark / expected)[:, None]
-    moments = np.stack([noise.third, noise.second - rounding, np.ones_like(m), m, v, coarse], axis=1)
+    third, second = noise.third / unit**3, noise.second / square - rounding
+    moments = np.stack([third, second, np.ones_like(m), m, v, coarse], axis=1)
     moments *= _background(noise)[:, None]
     lines = [w, w * m, w * m**2, w * v, w * m * v, w * coarse, w * m * coarse]
     terms = np.column_stack([*lines, moments, lagged])
@@ -595,8 +602,10 @@ def _judge(line: Line, method: str, levels: Levels, pixel_size_nm: float | None,
     uniform = noise_of_means > (1 - GENUINE) * line.noise.mean.var()
     if uniform:
         method += "; gain from the asymmetry of the noise"
-    sums, rounding = _sums(line, levels), levels.step**2 / 12
-    found, resampled = _solve(sums.sum(axis=0), uniform, rounding), _bootstrap(sums, uniform, rounding)
+    unit = math.sqrt(float(np.median(line.expected())))
+    sums, rounding = _sums(line, levels, unit), levels.step**2 / 12 / unit**2
+    found = _solve(sums.sum(axis=0), uniform, rounding).times(unit)
+    resampled = _bootstrap(sums, uniform, rounding).times(unit)
     slope, constant = float(found.slope), float(found.constant)
     if slope <= 0:
         # The best guess left: all noise is the photons', above the darkest pixels.

@@ -381,18 +381,34 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
 
 
 def check_output(stack: Sequence[str], out: Path, *, folder: bool = False) -> None:
-    """Stop before the work if its output could not be written or would replace the recording."""
+    """Stop before the work if its output could not be written or would replace what is read."""
     given, target = {Path(path).resolve() for path in stack}, out.resolve()
+    if target.exists() and target not in given:
+        given |= {file.resolve() for path in given if path.is_file() for file in recorded_with(path)}
     if target in given or (target.exists() and given.intersection(target.parents)):
-        raise FijiBridgeError(f"--out {out} is the input itself; name another file to keep the recording.")
+        raise FijiBridgeError(
+            f"--out {out} is the input itself or a part of it; name another file to keep it."
+        )
     if not folder:
         check_target(out)
+
+
+def recorded_with(path: Path) -> Sequence[Path]:
+    """All files of the recording that one of them opens."""
+    from fiji_bridge import stack_formats
+
+    try:
+        return stack_formats.read(path).files
+    except FijiBridgeError:  # no recording, or one that its own command will complain of
+        return ()
 
 
 def read_as_well(arguments: argparse.Namespace) -> list[str]:
     """Files beside the stack that the command reads."""
     names = ("fit_stack", "background", "variance", "ground_truth", "model")
-    return [str(value) for name in names if (value := getattr(arguments, name, None))]
+    camera = camera_of(arguments)
+    maps = [] if camera is None else camera.map_files.values()
+    return [*(str(value) for name in names if (value := getattr(arguments, name, None))), *maps]
 
 
 def check_table(table: Path, options: str, out: Path) -> None:
@@ -439,12 +455,13 @@ def run_calibrate(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def camera_of(arguments: argparse.Namespace) -> Any:
     """Read --camera, or None when it was left out."""
-    return fiji_bridge.Camera.parse(arguments.camera) if arguments.camera else None
+    given = getattr(arguments, "camera", None)
+    return fiji_bridge.Camera.parse(given) if given else None
 
 
 def run_train(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Train a model and write it."""
-    check_output([*arguments.stack, *(arguments.targets or [])], arguments.out)
+    check_output([*arguments.stack, *(arguments.targets or []), *read_as_well(arguments)], arguments.out)
     camera = camera_of(arguments)
     stacks = [opened(source, arguments) for source in sources(arguments)]
     check_model_target(arguments.out)

@@ -1,10 +1,11 @@
-"""Small files of formats that no library writes, laid out as their specifications say."""
+"""Small files of formats laid out as their specifications say."""
 
 import json
 import struct
 from pathlib import Path
 
 import numpy as np
+import tifffile
 
 
 def micro_manager_tiff(
@@ -172,3 +173,34 @@ def _lite(values: dict) -> bytes:
         else:
             out += head + struct.pack({1: "<B", 3: "<I", 6: "<d"}[kind], value)
     return out
+
+
+def ome_set(
+    folder: Path, frames: np.ndarray, per_file: int, planned: int | None = None, master: bool = False
+) -> list[Path]:
+    """Write an OME-TIFF set; with `master` the first file has the description and the others point to it."""
+    count = -(-len(frames) // per_file)
+    names = [f"cells_{number}.ome.tif" for number in range(count)]
+    blocks = "".join(
+        f'<TiffData FirstT="{t}" FirstC="0" FirstZ="0" IFD="{t % per_file}" PlaneCount="1">'
+        f'<UUID FileName="{names[t // per_file]}">urn:uuid:{t // per_file}</UUID></TiffData>'
+        for t in range(len(frames))
+    )
+    height, width = frames.shape[1:]
+    for number, name in enumerate(names):
+        head = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{number}">'
+        pixels = (
+            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="{width}" '
+            f'SizeY="{height}" SizeC="1" SizeZ="1" SizeT="{planned or len(frames)}" PhysicalSizeX="0.1" '
+            f'PhysicalSizeXUnit="µm"><Channel ID="Channel:0:0"/>{blocks}</Pixels></Image>'
+        )
+        pointer = f'<BinaryOnly MetadataFile="{names[0]}" UUID="urn:uuid:0"/>'
+        text = f"{head}{pointer if master and number else pixels}</OME>"
+        tifffile.imwrite(
+            folder / name,
+            frames[number * per_file : (number + 1) * per_file],
+            photometric="minisblack",
+            description=text.encode(),
+            metadata=None,
+        )
+    return [folder / name for name in names]

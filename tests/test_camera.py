@@ -516,6 +516,16 @@ def test_the_same_data_give_the_same_estimate(mice):
     assert estimate_camera(mice) == estimate_camera(mice)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e3, 1e5])
+def test_the_unit_of_the_numbers_makes_no_difference(factor):
+    rng = np.random.default_rng(2)
+    light = 20 + 60 * ndimage.gaussian_filter(rng.random((96, 96)), 6) ** 2 * 20
+    raw = 100 + 2.5 * rng.poisson(light, (4, 96, 96)) + rng.normal(0, 2, (4, 96, 96))
+    plain, scaled = (estimate_camera(raw * each).camera for each in (1.0, factor))
+    assert scaled.photons_per_adu * factor == pytest.approx(plain.photons_per_adu, rel=1e-3)
+    assert scaled.offset / factor == pytest.approx(plain.offset, rel=1e-3)
+
+
 def test_capitals_in_keys_make_no_difference():
     small = "offset=100.0 photons2adu=2.0 isemgain=true gainem=10 pixelsize=160.0"
     shown = "offset=100.0 photons2ADU=2.0 isEmGain=true gainEm=10 pixelSize=160.0"

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from stack_files import ome_set
 
 from fiji_bridge.cli import main
+from fiji_bridge.denoising import load_model
 
 CAMERA = "offset=100.0 photons2adu=1.0 isemgain=false pixelsize=100.0"
 
@@ -194,6 +196,23 @@ def test_output_in_the_place_of_the_input_is_refused(movie):
     done = run("localize", stack, "--out", stack, "--camera", CAMERA)
     assert_one_sentence(done, "is the input itself")
     assert stack.read_bytes() == before
+
+
+def test_outputs_do_not_replace_other_files_of_a_recording_maps_or_models(tmp_path):
+    frames = np.random.default_rng(0).poisson(30, (4, 32, 32)).astype(np.uint16) + 100
+    first, second = ome_set(tmp_path, frames, per_file=2)
+    dark = write(tmp_path / "dark.tif", np.full((32, 32), 100, np.float32))
+    model = tmp_path / "model.safetensors"
+    load_model("confocal").save(model)
+    camera = f"offsetmap={dark} photons2adu=1"
+    for command, out in (
+        (("denoise", first, "--model", model, "--camera", "offset=100 photons2adu=1"), second),
+        (("denoise", first, "--model", model, "--camera", camera), dark),
+        (("train", first, "--model", model, "--steps", 5), model),
+    ):
+        before = out.read_bytes()
+        assert_one_sentence(run(*command, "--out", out), "is the input itself or a part of it")
+        assert out.read_bytes() == before
 
 
 def test_two_outputs_in_one_file_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Model files hold weights and readable text, and nothing that runs."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,16 @@ from fiji_bridge.denoising.model import shipped_models
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import GammaPoisson
 from fiji_bridge.errors import FijiBridgeError
+
+WRONG_CONSTANTS = (
+    {"center": math.nan},
+    {"center": "x"},
+    {"spread": 0},
+    {"scale": -1},
+    {"scale": None},
+    {"floor": -5},
+    {"excess": 0},
+)
 
 
 def some_model(camera=None):
@@ -74,6 +85,7 @@ def test_the_maps_of_an_scmos_camera_travel_with_the_model(tmp_path):
 
 
 def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
+    constants, architecture = some_model().noise.constants(), some_model().network.architecture()
     text = tmp_path / "notes.txt"
     text.write_text("no weights here")
     cut = tmp_path / "cut.safetensors"
@@ -106,6 +118,8 @@ def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
         {"architecture": json.dumps({"features": [4, 8]})},
         {"architecture": "{"},
         {"noise": json.dumps({"size": 3})},
+        *({"noise": json.dumps(constants | wrong)} for wrong in WRONG_CONSTANTS),
+        {"architecture": json.dumps({"features": [4, 10**7], "head": [8]})},
     ):
         with pytest.raises(
             FijiBridgeError, match=r"changed\.safetensors is damaged or from another version"
@@ -114,6 +128,9 @@ def test_what_is_no_model_is_refused_in_one_sentence(saved, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(FijiBridgeError, match="not finite"):
         load_model(rewritten(saved, not_finite))
+    for name, value in (("features", []), ("head", []), ("blind_radius", -1), ("neighbours", 0.5)):
+        with pytest.raises(FijiBridgeError, match=f"{name} is .*give whole numbers from"):
+            load_model(rewritten(saved, architecture=json.dumps(architecture | {name: value})))
 
 
 def test_an_unwritable_model_leaves_nothing(tmp_path):

@@ -25,6 +25,7 @@ CAMERAS = {
     "8 bits, saturated": Readout(1.0, 0.36, step=0.2, lowest=0.0, highest=51.0),
     "8 bits, four photons each": Readout(1.0, 1.0, step=4.0, lowest=0.0, highest=400.0),
     "EM gain, saturated": Readout(2.0, 0.04, step=0.1, highest=8.0),
+    "EM gain, cut off at 0": Readout(2.0, 0.5, step=0.05, lowest=0.0),
 }
 """EM gain: 60 electrons of read noise behind a gain of 300."""
 
@@ -237,6 +238,41 @@ def test_each_pixel_has_its_own_read_noise():
             assert float(getattr(together, name).flatten()[i]) == pytest.approx(
                 float(getattr(alone, name)), rel=1e-3
             )
+
+
+@pytest.mark.parametrize(
+    ("mean", "shape", "variance", "edge"), [(3, 10, 0.5, 0), (5, 3, 2, 0), (2, 20, 1, -1)]
+)
+def test_what_is_cut_off_behind_em_gain_is_what_a_simulation_cuts_off(mean, shape, variance, edge):
+    rng = np.random.default_rng(6)
+    light = rng.gamma(shape, mean / shape, 1_000_000)
+    signal = recorded(light, Readout(2.0, variance), rng)
+    below = signal <= edge
+    found = seen([edge], mean, shape, Readout(2.0, variance, lowest=edge))
+    assert float(found.log_evidence.exp()) == pytest.approx(below.mean(), rel=0.02)
+    assert float(found.unclipped) == pytest.approx(signal[below].mean(), rel=0.02)
+    right = light[below].mean()
+    assert (shape + float(found.electrons)) / (shape / mean + 1) == pytest.approx(right, rel=0.01)
+
+
+@pytest.mark.parametrize(("mean", "shape"), [(114.0, 0.24), (100.0, 3.0), (20.0, 1.5)])
+def test_the_maximum_is_found_for_saturated_pixels_under_any_prior(mean, shape):
+    light, n = np.geomspace(0.5, 1000, 3000), np.arange(2000)[:, None]
+    beyond = stats.norm.sf(50, n[:, 0], 1) @ stats.poisson.pmf(n, light)
+    density = np.log(beyond + 1e-300) + (shape - 1) * np.log(light) - shape / mean * light
+    peaks = light[1:-1][(density[1:-1] > density[:-2]) & (density[1:-1] > density[2:])]
+    mode = float(seen([50.0], mean, shape, Readout(1.0, 1.0, highest=50.0), mode=True).mode)
+    assert mode == pytest.approx(peaks[-1], rel=0.01)
+
+
+def test_a_quiet_pixel_is_read_alike_beside_noisy_ones():
+    variance = torch.tensor([0.0025, 0.0196, 9.0]).reshape(1, 1, 1, 3)
+    together = seen([7.45, 7.45, -3.0], 5.0, 4.0, Readout(1.0, variance), mode=True)
+    for i, z in enumerate((7.45, 7.45, -3.0)):
+        alone = seen([z], 5.0, 4.0, Readout(1.0, float(variance.flatten()[i])), mode=True)
+        for name in ("log_evidence", "electrons", "unclipped", "mode"):
+            value = float(getattr(together, name).flatten()[i])
+            assert value == pytest.approx(float(getattr(alone, name)), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", CAMERAS)

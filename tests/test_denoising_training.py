@@ -225,6 +225,10 @@ def test_held_out_pixels_never_count_in_training():
         ({"model": 3}, "3 is no model"),
         ({"camera": "offset=dark"}, "offset"),
         ({"steps": -1}, "steps is -1"),
+        ({"batch": 1.5}, "batch is 1.5"),
+        ({"neighbours": 1.5}, "neighbours is 1.5"),
+        ({"features": ()}, r"features is \(\)"),
+        ({"head": (8, 0)}, r"head is \(8, 0\)"),
         ({"device": "abacus"}, "'abacus' cannot be used"),
     ],
 )

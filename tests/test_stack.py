@@ -349,41 +349,10 @@ def test_any_order_of_axes_in_ome_is_put_right(tmp_path: Path, order: str) -> No
 # Sets of files
 
 
-def ome_set(
-    folder: Path, frames: np.ndarray, per_file: int, planned: int | None = None, master: bool = False
-) -> list[Path]:
-    """Write an OME-TIFF set; with `master` the first file has the description and the others point to it."""
-    count = -(-len(frames) // per_file)
-    names = [f"cells_{number}.ome.tif" for number in range(count)]
-    blocks = "".join(
-        f'<TiffData FirstT="{t}" FirstC="0" FirstZ="0" IFD="{t % per_file}" PlaneCount="1">'
-        f'<UUID FileName="{names[t // per_file]}">urn:uuid:{t // per_file}</UUID></TiffData>'
-        for t in range(len(frames))
-    )
-    height, width = frames.shape[1:]
-    for number, name in enumerate(names):
-        head = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{number}">'
-        pixels = (
-            f'<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="{width}" '
-            f'SizeY="{height}" SizeC="1" SizeZ="1" SizeT="{planned or len(frames)}" PhysicalSizeX="0.1" '
-            f'PhysicalSizeXUnit="µm"><Channel ID="Channel:0:0"/>{blocks}</Pixels></Image>'
-        )
-        pointer = f'<BinaryOnly MetadataFile="{names[0]}" UUID="urn:uuid:0"/>'
-        text = f"{head}{pointer if master and number else pixels}</OME>"
-        tifffile.imwrite(
-            folder / name,
-            frames[number * per_file : (number + 1) * per_file],
-            photometric="minisblack",
-            description=text.encode(),
-            metadata=None,
-        )
-    return [folder / name for name in names]
-
-
 @pytest.mark.parametrize("master", [False, True])
 def test_any_file_of_an_ome_set_gives_the_whole(tmp_path: Path, master: bool) -> None:
     frames = movie(7)
-    for path in ome_set(tmp_path, frames, 3, master=master):
+    for path in stack_files.ome_set(tmp_path, frames, 3, master=master):
         stack = open_stack(path)
         assert stack.attrs["pixel_size_nm"] == 100.0
         np.testing.assert_array_equal(stack, frames)
@@ -392,14 +361,14 @@ def test_any_file_of_an_ome_set_gives_the_whole(tmp_path: Path, master: bool) ->
 
 @pytest.mark.parametrize("master", [False, True])
 def test_a_set_with_a_file_missing_is_refused_by_its_name(tmp_path: Path, master: bool) -> None:
-    paths = ome_set(tmp_path, movie(7), 3, master=master)
+    paths = stack_files.ome_set(tmp_path, movie(7), 3, master=master)
     paths[0].unlink()
     assert "cells_0.ome.tif" in refusal(paths[1])
 
 
 def test_frames_planned_and_never_recorded_are_no_frames(tmp_path: Path) -> None:
     frames = movie(5)
-    (path,) = ome_set(tmp_path, frames, 5, planned=20)
+    (path,) = stack_files.ome_set(tmp_path, frames, 5, planned=20)
     np.testing.assert_array_equal(open_stack(path), frames)
 
 

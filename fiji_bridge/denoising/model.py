@@ -177,9 +177,18 @@ class Model(Denoiser):
         cls, tensors: dict[str, torch.Tensor], metadata: dict[str, Any], camera: Camera | None
     ) -> "Model":
         """Make a model again."""
-        noise = ENGINES[metadata.pop("engine")](**metadata.pop("noise"))
-        network = BlindSpotNetwork(**metadata.pop("architecture"))
-        network.load_state_dict({name.removeprefix("network."): value for name, value in tensors.items()})
+        constants = metadata.pop("noise")
+        for name, value in constants.items():
+            least = {"center": -math.inf, "floor": 0.0}.get(name, 1e-30)
+            if not least <= value < math.inf:
+                raise ValueError(name)
+        noise = ENGINES[metadata.pop("engine")](**constants)
+        with torch.device("meta"):  # nothing is as large as the file says before its weights are
+            network = BlindSpotNetwork(**metadata.pop("architecture"))
+        if network.outputs != noise.outputs:
+            raise ValueError("outputs")
+        weights = {name.removeprefix("network."): value for name, value in tensors.items()}
+        network.load_state_dict(weights, assign=True)
         along_x, along_y = map(tuple, metadata.pop("noise_correlation", ((), ())))
         whitening = Whitening((along_x, along_y))
         return cls(network.eval(), noise, camera, metadata.pop("report", {}), metadata, whitening)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fiji_bridge.errors import FijiBridgeError
+
 SLOPE = 0.1
 NEIGHBOUR_SCALES = 3
 """Scales at which neighbouring frames are looked at."""
@@ -102,6 +104,15 @@ class BlindSpotNetwork(nn.Module):
         neighbours: int = 0,
     ) -> None:
         super().__init__()
+        for name, values, least in (
+            ("features", features, 1),
+            ("head", head, 1),
+            ("outputs", [outputs], 1),
+            ("blind_radius", [blind_radius], 0),
+            ("neighbours", [neighbours], 0),
+        ):
+            if not values or not all(isinstance(v, (int, np.integer)) and v >= least for v in values):
+                raise FijiBridgeError(f"{name} is {values}; give whole numbers from {least} on.")
         self.features, self.head, self.outputs = tuple(features), tuple(head), outputs
         self.blind_radius, self.neighbours = blind_radius, neighbours
         finest = features[0]

@@ -23,6 +23,7 @@ class Optimizer:
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         kernels = [p for p in parameters if p.ndim == 4 and min(len(p), p[0].numel()) >= FEWEST]
+        kernels = kernels or [max(parameters, key=lambda p: (p.ndim, p.numel()))]  # Muon wants one
         chosen = {id(p) for p in kernels}
         self._kernels = [(p, Parameter(_as_matrix(p.detach()))) for p in kernels]
         self._muon = torch.optim.Muon([matrix for _, matrix in self._kernels], weight_decay=DECAY)

@@ -163,9 +163,12 @@ def train(
     for name, value in (positive | {"learning_rate": learning_rate}).items():
         if value is not None and not value > 0:
             raise FijiBridgeError(f"{name} is {value}; give a positive number.")
-    for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius)):
-        if value is not None and value < 0:
-            raise FijiBridgeError(f"{name} is {value}; give 0 or more.")
+    for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius), ("seed", seed)):
+        if value is not None and not (isinstance(value, (int, np.integer)) and 0 <= value < 2**63):
+            raise FijiBridgeError(f"{name} is {value}; give 0 or a positive whole number.")
+    for name, value in (("steps", steps), ("batch", batch), ("crop", crop)):
+        if value is not None and not isinstance(value, (int, np.integer)):
+            raise FijiBridgeError(f"{name} is {value}; give a whole number.")
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
     if model is not None and not isinstance(model, (Model, Baseline)):
@@ -179,8 +182,6 @@ def train(
     if model is not None and not isinstance(model, Model):
         raise FijiBridgeError(f"A model of engine {engine!r} cannot be trained further; leave the model out.")
     _check_shape(engine, model, neighbours, blind_radius)
-    if not 0 <= seed < 2**63:
-        raise FijiBridgeError(f"The seed is {seed}; give 0 or a positive number.")
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
     where, camera = choose_device(device), Camera.of(camera)

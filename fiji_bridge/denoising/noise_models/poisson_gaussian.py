@@ -25,8 +25,8 @@ NEGLIGIBLE = 12.0
 """How much less probable than the most probable is left out [nats]."""
 BISECTIONS = 24
 """Halvings in search of the most probable number of electrons."""
-MODE_STEPS = 100
-"""Steps to the posterior's maximum."""
+DOUBLINGS = 40
+"""Doublings or halvings that find the posterior's maximum from its mean, and halvings of what is between."""
 DARK = 1e-9
 """Light [photons] below which the maximum is at none."""
 PIXELS_AT_ONCE = 2**17
@@ -160,6 +160,27 @@ def posterior(
     size = photons.shape
     variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
     mean, shape, z = mean.expand(size).flatten(), shape.expand(size).flatten(), photons.flatten().double()
+    quiet = _quiet(variance, readout)
+    if quiet.any() and not quiet.all():  # each pixel alone decides how it is read
+        parts = [torch.nonzero(some).squeeze(1) for some in (quiet, ~quiet)]
+        found = [
+            posterior(
+                mean[at],
+                shape[at],
+                z[at],
+                replace(readout, read_variance=variance[at]),
+                evidence=evidence,
+                mode=mode,
+            )
+            for at in parts
+        ]
+        order = torch.cat(parts).argsort()
+        return Posterior(
+            *(
+                torch.cat([getattr(part, f.name) for part in found])[order].view(size)
+                for f in fields(Posterior)
+            )
+        )
     with torch.no_grad():
         read = _em_readout if readout.excess > 1 else _plain_readout
         nodes = read(z, variance, readout, mean, shape)
@@ -180,18 +201,33 @@ def posterior(
 
 @torch.no_grad()
 def _mode(number: Tensor, share: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
-    """Climb from the posterior's mean to its maximum.
+    """Find the posterior's maximum nearest to its mean, by where its slope changes sign.
 
-    n electrons leave a Gamma distribution of λ, of shape α + n and rate α/m + 1. At the maximum of their
-    mixture λ is the average of their modes, weighted by their densities there.
+    n electrons leave a Gamma distribution of λ, of shape α + n and rate α/m + 1. Where their mixture rises, λ
+    is below the average of their modes, weighted by their densities there.
     """
     rate, grown = shape / mean + 1, (shape + number).double()
     log = share.double().log() + grown * rate.log() - torch.lgamma(grown)
-    light = (share * grown).sum(0) / rate
-    for _ in range(MODE_STEPS):
+
+    def rises(light: Tensor) -> Tensor:
         here = (log + grown * light.log()).softmax(0)
-        light = ((here * (grown - 1)).sum(0) / rate).clamp(min=DARK)
-    return torch.where(light > DARK, light, 0.0)
+        return (here * (grown - 1)).sum(0) > rate * light
+
+    light = (share * grown).sum(0) / rate
+    up = rises(light)
+    step = torch.where(up, 2.0, 0.5)
+    for _ in range(DOUBLINGS):
+        light = torch.where(rises(light) == up, light * step, light)
+    low, high = torch.where(up, light / 2, light), torch.where(up, light, light * 2)
+    for _ in range(DOUBLINGS):
+        middle = (low + high) / 2
+        up = rises(middle)
+        low, high = torch.where(up, middle, low), torch.where(up, high, middle)
+    return torch.where(high > DARK, high, 0.0)
+
+
+def _quiet(variance: Tensor, readout: Readout) -> Tensor:
+    return (variance + readout.step**2 / 12 < QUIET**2) & (readout.excess <= 1)
 
 
 def _hidden(z: Tensor, readout: Readout) -> Tensor:
@@ -265,8 +301,7 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     """R(z|n) without EM gain: normal around n, rounded to the step, cut off at the lower end."""
     step = readout.step
     noise = (variance + step**2 / 12).sqrt()
-    loudest = float(noise.max())
-    if loudest < QUIET:
+    if _quiet(variance, readout).all():
         density = torch.full_like(z, math.log(step or 1.0))[None]
         return _Nodes(z[None], density[:0].float(), density, z[None])
     noise = noise.clamp(min=QUIET)
@@ -278,7 +313,7 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     hidden = _hidden(z, readout)
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
     last = last.clamp(min=0)
-    most = min(NODES, math.ceil(2.4 * REACH * loudest) + 3)
+    most = min(NODES, math.ceil(min(2.4 * REACH * float(noise.max()), NODES)) + 3)
     number, gap, stands_for = _spread(first, last, most)
     sigma = (noise.square() - step**2 / 12).clamp(min=(QUIET / 2) ** 2).sqrt().float()
     log_readout = _log_normal(z.float() - number, sigma, step)
@@ -318,20 +353,21 @@ def _em_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, sha
     last = (last + 3 * noise + 4).clamp(min=0)
     number, gap, stands_for = _spread(first, last, EM_NODES)
     few = (first == 0) & (last <= EM_NODES - 1)  # each number from 0 is there
-    log_readout = torch.where(few, _few_amplified(z, noise, EM_NODES), _many_amplified(z, noise, number))
+    exact = _few_amplified(z, noise, EM_NODES).clamp(min=1e-37).log()
+    log_readout = torch.where(few, exact, _many_amplified(z, noise, number))
     log_readout = log_readout + math.log(readout.step or 1.0)
     unclipped = number
-    if hidden.any():
-        edge = torch.tensor(max(readout.lowest + readout.step / 2, 0.0), device=z.device)
-        below = gammainc(number.clamp(min=1e-6), edge).clamp(min=1e-30).log()
-        dark = log_ndtr((readout.lowest + readout.step / 2) / noise).float()
-        log_readout = torch.where(hidden, torch.where(number < 0.5, dark, below), log_readout)
-        unclipped = torch.where(hidden, number.clamp(max=readout.lowest), number)
+    (at,) = torch.nonzero(hidden, as_tuple=True)
+    if len(at):
+        edge = torch.full_like(z[at], readout.lowest + readout.step / 2)
+        log_below, mean_below = _amplified_below(edge, noise[at], number[:, at], few[at])
+        log_readout = log_readout.float().index_copy(1, at, log_below.float())
+        unclipped = number.float().index_copy(1, at, mean_below.float())
     return _Nodes(number, gap, log_readout.float() + stands_for.log(), unclipped)
 
 
 def _few_amplified(z: Tensor, noise: Tensor, most: int) -> Tensor:
-    """Log density of Gamma(n) plus normal noise for n from 0, exact, by recurrence.
+    """Density of Gamma(n) plus normal noise for n from 0, exact, by recurrence.
 
     With g₀ the normal density and g₁ = exp(σ²/2 − z) Φ(z/σ − σ), partial integration gives
     n gₙ₊₁ = (z − σ²) gₙ + σ² gₙ₋₁.
@@ -341,7 +377,30 @@ def _few_amplified(z: Tensor, noise: Tensor, most: int) -> Tensor:
     g.append((square / 2 - z + log_ndtr(shift / noise)).exp())
     for n in range(1, most - 1):
         g.append(((shift * g[n] + square * g[n - 1]) / n).clamp(min=0))
-    return torch.stack(g).clamp(min=1e-37).log()
+    return torch.stack(g)
+
+
+def _amplified_below(edge: Tensor, noise: Tensor, number: Tensor, few: Tensor) -> tuple[Tensor, Tensor]:
+    """Give log Gₙ, the probability of n electrons to be read below the edge, and the mean reading there.
+
+    With the densities of `_few_amplified`, Gₙ = Gₙ₋₁ − gₙ from G₀ = Φ(edge/σ), and the readings below the
+    edge sum to n Gₙ₊₁ − σ² gₙ. Of many electrons the reading plus σ² is a Gamma variable, as in
+    `_many_amplified`.
+    """
+    square, most = noise.square(), len(number)
+    density = _few_amplified(edge, noise, most + 1)
+    density[0] = 0.0
+    below = (log_ndtr(edge / noise).exp() - density.cumsum(0)).clamp(min=0)
+    density[0] = (-0.5 * (edge / noise).square()).exp() / (noise * math.sqrt(2 * math.pi))
+    n = torch.arange(most, dtype=edge.dtype, device=edge.device)[:, None]
+    total = n * below[1:] - square * density[:-1]
+    y, shape = (edge + square).clamp(min=1e-6).expand(number.shape), number + square
+    many = gammainc(shape, y)
+    chance = torch.where(few, below[:-1], many).clamp(min=1e-30)
+    total = torch.where(few, total, shape * gammainc(shape + 1, y) - square * many)
+    # What rounding leaves of the least probable says nothing, and counts for nothing.
+    mean = torch.where(chance > 1e-12, total / chance, edge)
+    return chance.log(), torch.minimum(mean, edge)
 
 
 def _many_amplified(z: Tensor, noise: Tensor, number: Tensor) -> Tensor:
