@@ -90,13 +90,14 @@ def _partial(path: str | os.PathLike[str]) -> Iterator[tuple[Path, Path]]:
 def _swapped(partial: Path, target: Path) -> Iterator[None]:
     """Put it in the target's place, and everything back if the block fails."""
     old = partial.with_name(f"{partial.name}.old")
-    if target.exists():
-        target.replace(old)
     try:
+        if target.exists():
+            target.replace(old)
         partial.replace(target)
         yield
     except BaseException:
-        remove(target)
+        if not partial.exists():
+            remove(target)
         if old.exists():
             old.replace(target)
         raise

@@ -29,6 +29,7 @@ from fiji_bridge.localizations import (
     as_table,
     camera_of,
     require_columns,
+    require_frames,
     require_positions,
     save_csv,
     without_unit,
@@ -93,7 +94,9 @@ def postprocess(
     step = PostProcessing.parse(options) if isinstance(options, str) else options
     table = as_table(table, camera)
     require = require_positions if step.of_places else require_columns
-    require(table, REQUIRED, f"The table for action={step.fixed['action']}")
+    where = f"The table for action={step.fixed['action']}"
+    require(table, REQUIRED, where)
+    require_frames(table, where)
     after = _STEPS[type(step)](table, step, camera_of(table, camera))
     after.attrs = dict(table.attrs)
     if out is not None:

@@ -185,6 +185,7 @@ def test_no_two_stacks_have_one_output(tmp_path: Path) -> None:
     stacks.mkdir()
     for name in ("a.tif", "a.png", "a.png.tif", "a.tif.tif", "b.tif"):
         write(stacks / name, 1)
+    assert plan(DENOISE, f"input={stacks} output={tmp_path}/shipped model=confocal").jobs
     told = plan(DENOISE, f"input={stacks} output={tmp_path}/out model={tmp_path}")
     assert len({job.product for job in told.jobs}) == 5
 

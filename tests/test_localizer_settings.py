@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+import torch
 from scipy.special import erf
 
 import fiji_bridge as fb
@@ -20,6 +21,8 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.imagej.commands import BEYOND, LOCALIZE
 from fiji_bridge.localizers import TORCH_SETTINGS
 from fiji_bridge.simulation import record
+from fiji_bridge.torch_localizer import localize
+from fiji_bridge.torch_localizer.threads import threads_for_loops
 
 DATA = Path(__file__).parent / "data" / "thunderstorm"
 _spec = importlib.util.spec_from_file_location("make_references", DATA / "make_references.py")
@@ -366,3 +369,32 @@ def test_the_rate_of_false_alarms_holds_behind_every_camera(camera):
     empty = record(light, known, np.random.default_rng(1))
     table = fb.localize(empty, camera=known, options="sigma=1.3", false_alarm_rate=1e-3)
     assert 1e-4 < len(table) / empty.size < 2e-3
+
+
+def test_calls_that_overlap_give_torch_its_threads_back():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        first, second = threads_for_loops(), threads_for_loops()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        second.__exit__(None, None, None)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_background_is_not_too_bright_where_the_offset_is_a_little_high():
+    raw = np.random.default_rng(0).poisson(3, (2, 32, 32)).astype(np.uint16) + 98
+    camera = fb.Camera(offset=104.0, photons_per_adu=1.0, pixel_size_nm=100.0)
+    localize(raw, camera=camera, background=np.zeros((32, 32)))
+
+
+@pytest.mark.parametrize("given", ["2500:500", "-5:100"])
+def test_a_range_of_intensities_goes_upwards_from_no_less_than_0(given):
+    several = f"mfaenabled=true fixed_intensity=true expected_intensity={given}"
+    options = f"estimator=[PSF: Integrated Gaussian] {several}"
+    camera = fb.Camera(offset=100.0, photons_per_adu=1.0, pixel_size_nm=100.0)
+    with pytest.raises(FijiBridgeError, match=f"expected_intensity.*{given.split(':')[0]}"):
+        localize(np.full((1, 32, 32), 100, np.uint16), camera=camera, options=options)

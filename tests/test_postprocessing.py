@@ -369,3 +369,10 @@ def test_positions_that_are_no_numbers_are_refused(step: str, column: str, value
     table.loc[3, column] = value
     with pytest.raises(FijiBridgeError, match=r"has no finite .* in row 4"):
         postprocess(table, f"action={step}", camera=Camera(0.0, 1.0, pixel_size_nm=100.0))
+
+
+@pytest.mark.parametrize("frames", [[0, 1], [1, 2.5]])
+def test_frames_are_whole_numbers_from_1(frames):
+    table = pd.DataFrame({"frame": frames, "x [nm]": [1.0, 2.0], "y [nm]": [1.0, 2.0], "z [nm]": [0.0, 0.0]})
+    with pytest.raises(FijiBridgeError, match="frame"):
+        postprocess(table, "action=offset framesperstagepos=2 stagepositions=3 stagestep=100")

@@ -315,3 +315,9 @@ def test_what_is_no_table_is_refused_in_one_sentence(tmp_path: Path, name: str) 
     with pytest.raises(FijiBridgeError, match=name.replace(".", r"\.")) as error:
         read_localizations(tmp_path / name)
     assert "\n" not in str(error.value)
+
+
+def test_places_that_are_no_numbers_are_not_exported_to_picasso(tmp_path):
+    table = pd.DataFrame({"frame": [1, 2], "x [nm]": [100.0, np.inf], "y [nm]": [50.0, 60.0]})
+    with pytest.raises(FijiBridgeError, match=r"no finite x \[nm\] in row 2"):
+        export(table, tmp_path / "a.hdf5", camera="pixelsize=100")

@@ -256,8 +256,11 @@ def _job(command: Command, values: Mapping[str, Value], stack: Path, name: str) 
 
 
 def _read_by(command: Command, values: Mapping[str, Value]) -> list[str]:
-    """Give the keys that name a file to read."""
-    return [p.key for p in command.parameters if p.kind == "open" and values[p.key]]
+    """Give the keys that name a file to read; a model without a suffix is one that ships."""
+    named = {
+        p.key: Path(str(values[p.key])) for p in command.parameters if p.kind == "open" and values[p.key]
+    }
+    return [key for key, path in named.items() if key != "model" or path.suffix or path.exists()]
 
 
 def _up_to_date(command: Command, job: Job) -> bool:

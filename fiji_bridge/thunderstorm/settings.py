@@ -52,7 +52,8 @@ ANY = Rule(lambda value: True, "a {}")
 POSITIVE = Rule(lambda value: value > 0, "a positive {}")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "zero or a positive {}")
 FRACTION = Rule(lambda value: 0 <= value <= 1, "a {} from 0 to 1")
-FROM_TO = Rule(lambda value: len(value) == 2, "a range from:to")
+FROM_TO = Rule(lambda value: len(value) == 2 and value[0] <= value[1], "a range from:to")
+FROM_0_TO = Rule(lambda value: len(value) == 2 and 0 <= value[0] <= value[1], "a range from:to, from 0 on")
 FROM_STEP_TO = Rule(
     lambda value: len(value) == 3 and value[1] > 0 and value[2] - value[0] >= value[1],
     "a range from:step:to with at least one step",
@@ -475,7 +476,7 @@ class GaussianFit(Estimator):
     same_intensity: bool = _option("keep_same_intensity", True, ANY, ("multi_emitter",))
     limit_intensity: bool = _option("fixed_intensity", False, ANY, ("multi_emitter",))
     intensity_photons: tuple[float, float] = _option(
-        "expected_intensity", (500.0, 2500.0), FROM_TO, ("multi_emitter", "limit_intensity")
+        "expected_intensity", (500.0, 2500.0), FROM_0_TO, ("multi_emitter", "limit_intensity")
     )
 
 
@@ -707,7 +708,7 @@ class IntegratedGaussianPSF(PSF):
     """Gaussian integrated over each pixel."""
 
     fixed: ClassVar = {"psf": "Integrated Gaussian"}
-    fwhm_nm: tuple[float, float] = _option("fwhm_range", (200.0, 350.0), FROM_TO)
+    fwhm_nm: tuple[float, float] = _option("fwhm_range", (200.0, 350.0), FROM_0_TO)
 
 
 @dataclass(frozen=True)
@@ -715,7 +716,7 @@ class GaussianPSF(PSF):
     """Gaussian sampled at the pixels' centres."""
 
     fixed: ClassVar = {"psf": "Gaussian"}
-    fwhm_nm: tuple[float, float] = _option("fwhm_range", (200.0, 350.0), FROM_TO)
+    fwhm_nm: tuple[float, float] = _option("fwhm_range", (200.0, 350.0), FROM_0_TO)
 
 
 @dataclass(frozen=True)
@@ -736,7 +737,7 @@ class Generator(Settings):
     frames: int = _option("frames", 1000, POSITIVE)
     density_per_um2: float = _option("density", 0.1, NOT_NEGATIVE)
     background_photons: float = _option("addpoisssonvar", 30.0, NOT_NEGATIVE)
-    intensity_photons: tuple[float, float] = _option("intensityrange", (700.0, 900.0), FROM_TO)
+    intensity_photons: tuple[float, float] = _option("intensityrange", (700.0, 900.0), FROM_0_TO)
     drift_nm: float = _option("driftdist", 0.0)
     drift_angle_deg: float = _option("driftangle", 0.0)
     mask_path: str = _option("maskpath", "")

@@ -217,7 +217,7 @@ def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, analysis: Analys
 def _check_background(background: np.ndarray, stack: xr.DataArray, camera: Camera) -> None:
     """Refuse a background (t or 1, y, x) [photons] above all light, by some of the frames."""
     some = np.unique(np.linspace(0, len(stack) - 1, 9).astype(int))
-    light = float(camera.to_photons(stack[some].to_numpy()).mean())
+    light = max(0.0, float(camera.to_photons(stack[some].to_numpy()).mean()))
     given = float(background[some if len(background) > 1 else [0]].mean())
     if given > 1.2 * light + 1:  # what a camera's offset, or an estimate, may well be wrong by
         raise FijiBridgeError(

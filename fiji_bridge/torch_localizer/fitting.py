@@ -352,7 +352,7 @@ class Fitter:
         noise = noise or SpotNoise()
         above = pixels if noise.background is None else pixels - noise.background
         start = self.psf.start(*above.aminmax(dim=1), self.sigma)
-        if self.method.in_photons:
+        if self.method.in_photons or noise.background is not None or noise.variance is not None:
             # From no offset at all, whose root has no slope, no step leads away.
             start[:, OFFSET] = torch.maximum(start[:, OFFSET], FAINTEST * above.mean(1).clamp(min=DIMMEST))
         if at is not None:

@@ -4,10 +4,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 
 _count: ContextVar[int | None] = ContextVar("threads", default=None)
+
+
+@dataclass
+class _Borrowed:
+    """Threads that torch had before the first of several blocks took them, and how many blocks have them."""
+
+    lock: Lock = field(default_factory=Lock)
+    threads: int = 0
+    blocks: int = 0
+
+
+_borrowed = _Borrowed()
 
 
 @contextmanager
@@ -15,15 +29,21 @@ def threads_for_loops() -> Iterator[None]:
     """Leave torch one thread and `in_threads` all that it had.
 
     Between its many small operations torch's threads wait in circles, which takes the processors from ours.
+    Blocks that overlap, in several of the caller's threads, all give back what the first found.
     """
-    threads = torch.get_num_threads()
-    token = _count.set(threads)
+    with _borrowed.lock:
+        if not _borrowed.blocks:
+            _borrowed.threads = torch.get_num_threads()
+        _borrowed.blocks += 1
     torch.set_num_threads(1)
+    token = _count.set(_borrowed.threads)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
         _count.reset(token)
+        torch.set_num_threads(_borrowed.threads)
+        with _borrowed.lock:
+            _borrowed.blocks -= 1
 
 
 def in_threads(work: Callable[[slice], None], count: int, at_once: int) -> None:
