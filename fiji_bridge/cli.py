@@ -380,17 +380,19 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
     return [arguments.out / f"{stem}{suffix}" for stem in stems]
 
 
-def check_output(stack: Sequence[str], out: Path, *, folder: bool = False) -> None:
-    """Stop before the work if its output could not be written or would replace what is read."""
-    given, target = {Path(path).resolve() for path in stack}, out.resolve()
-    if target.exists() and target not in given:
+def check_output(stack: Sequence[str], *outs: Path, folder: bool = False) -> None:
+    """Stop before the work if its outputs could not be written or would replace what is read."""
+    given = {Path(path).resolve() for path in stack}
+    if any(out.exists() for out in outs):
         given |= {file.resolve() for path in given if path.is_file() for file in recorded_with(path)}
-    if target in given or (target.exists() and given.intersection(target.parents)):
-        raise FijiBridgeError(
-            f"--out {out} is the input itself or a part of it; name another file to keep it."
-        )
-    if not folder:
-        check_target(out)
+    for out in outs:
+        target = out.resolve()
+        if target in given or (target.exists() and given.intersection(target.parents)):
+            raise FijiBridgeError(
+                f"--out {out} is the input itself or a part of it; name another file to keep it."
+            )
+        if not folder:
+            check_target(out)
 
 
 def recorded_with(path: Path) -> Sequence[Path]:
@@ -425,8 +427,8 @@ def check_table(table: Path, options: str, out: Path) -> None:
 def batch(arguments: argparse.Namespace, suffix: str, one: Callable[[Any, Path], Result]) -> Result:
     """Do `one` for each stack; with several, a stack that fails does not stop the rest."""
     jobs = list(zip(sources(arguments), outputs(arguments, suffix), strict=True))
-    for _, out in jobs:
-        check_output([*arguments.stack, *read_as_well(arguments)], out, folder=not suffix)
+    outs = (out for _, out in jobs)
+    check_output([*arguments.stack, *read_as_well(arguments)], *outs, folder=not suffix)
     if len(jobs) == 1:
         return one(*jobs[0])
     results: list[dict[str, Any]] = []

@@ -142,9 +142,12 @@ def _in_parts(
             *(v.split(PIXELS_AT_ONCE) for v in (*values, variance)), strict=True
         )
     ]
-    return Posterior(
-        *(torch.cat([getattr(p, f.name) for p in parts]).view_as(photons) for f in fields(Posterior))
-    )
+    return _combined(lambda *values: torch.cat(values).view_as(photons), *parts)
+
+
+def _combined(combine: Callable[..., Tensor], *parts: Posterior) -> Posterior:
+    """Make one of several, field by field."""
+    return Posterior(*(combine(*(getattr(part, f.name) for part in parts)) for f in fields(Posterior)))
 
 
 def posterior(
@@ -161,7 +164,7 @@ def posterior(
     variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
     mean, shape, z = mean.expand(size).flatten(), shape.expand(size).flatten(), photons.flatten().double()
     quiet = _quiet(variance, readout)
-    if quiet.any() and not quiet.all():  # each pixel alone decides how it is read
+    if 0 < int(quiet.sum()) < len(quiet):  # each pixel alone decides how it is read
         parts = [torch.nonzero(some).squeeze(1) for some in (quiet, ~quiet)]
         found = [
             posterior(
@@ -175,12 +178,7 @@ def posterior(
             for at in parts
         ]
         order = torch.cat(parts).argsort()
-        return Posterior(
-            *(
-                torch.cat([getattr(part, f.name) for part in found])[order].view(size)
-                for f in fields(Posterior)
-            )
-        )
+        return _combined(lambda *values: torch.cat(values)[order].view(size), *found)
     with torch.no_grad():
         read = _em_readout if readout.excess > 1 else _plain_readout
         nodes = read(z, variance, readout, mean, shape)
@@ -196,7 +194,7 @@ def posterior(
     result = Posterior(total, electrons, unclipped, peak)
     if readout.highest < math.inf:
         result = _with_saturated(result, mean, shape, z, variance, readout, mode)
-    return Posterior(*(getattr(result, f.name).view(size) for f in fields(Posterior)))
+    return _combined(lambda values: values.view(size), result)
 
 
 @torch.no_grad()
@@ -389,9 +387,8 @@ def _amplified_below(edge: Tensor, noise: Tensor, number: Tensor, few: Tensor) -
     """
     square, most = noise.square(), len(number)
     density = _few_amplified(edge, noise, most + 1)
-    density[0] = 0.0
-    below = (log_ndtr(edge / noise).exp() - density.cumsum(0)).clamp(min=0)
-    density[0] = (-0.5 * (edge / noise).square()).exp() / (noise * math.sqrt(2 * math.pi))
+    none = log_ndtr(edge / noise).exp()[None]
+    below = torch.cat([none, none - density[1:].cumsum(0)]).clamp(min=0)
     n = torch.arange(most, dtype=edge.dtype, device=edge.device)[:, None]
     total = n * below[1:] - square * density[:-1]
     y, shape = (edge + square).clamp(min=1e-6).expand(number.shape), number + square
