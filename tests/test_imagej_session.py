@@ -564,6 +564,21 @@ def test_no_dialog_of_an_error_waits_for_anybody(imagej, display, mode):
     assert done.stdout.split()[-1] == "False", done.stderr
 
 
+SLOW_TO_WAIT = """
+from jpype import JClass, JProxy
+listener = {"modalityPushed": lambda event: time.sleep(0.3), "modalityPopped": lambda event: None}
+JClass("java.awt.Toolkit").getDefaultToolkit().addModalityListener(JProxy("sun.awt.ModalityListener", listener))
+"""
+"""Java calls such a listener after a dialog has opened and before its thread can be told that it is closed."""
+
+
+def test_a_dialog_may_open_before_its_thread_waits(imagej, display):
+    script = ALL_OF_IT.replace("for code", SLOW_TO_WAIT + "for code").replace("import sys", "import sys, time")
+    seen = "--add-exports=java.desktop/sun.awt=ALL-UNNAMED"
+    done = run(script, "", "interactive", DISPLAY=display, JAVA_TOOL_OPTIONS=seen)
+    assert done.stdout.split()[-1] == "False", done.stderr
+
+
 @pytest.mark.parametrize("mode", ["gui", "interactive"])
 def test_nor_with_pyimagej(fiji, display, mode):
     done = run(ALL_OF_IT, fiji, mode, DISPLAY=display)

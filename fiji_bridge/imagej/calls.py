@@ -27,6 +27,8 @@ CANCELED = "Macro canceled"
 
 ESC = 27
 MEMORY_FULL = "Java's memory is full; start ImageJ with a larger heap, or close images."
+DIALOG_WAITS = "java.awt.WaitDispatchSupport.enter"
+"""Where a thread is that shows a modal dialog."""
 NO_DISPLAY = "it needs a window, and there is no display."
 
 _calls = threading.RLock()
@@ -505,7 +507,22 @@ def _close_complaint(window: Any, ear: _Ear) -> None:
         ear.note(_label(_field(type(window), "label").get(window)))
     elif not (kind == "ij.gui.MessageDialog" and ear.waits_in("ij.IJ.error")):
         return
-    window.dispose()
+    _dispose_once_awaited(window, ear)
+
+
+def _dispose_once_awaited(window: Any, ear: _Ear) -> None:
+    """Dispose of a window, a modal dialog not before its thread waits for that.
+
+    Java's `Dialog.show` says that the dialog has opened before it has what `dispose` ends; disposed of in
+    between, it would wait for ever.
+    """
+    from jpype import JClass, JProxy
+
+    if window.isShowing() and ear.waits_in("java.awt.Dialog.show") and not ear.waits_in(DIALOG_WAITS):
+        again = JProxy("java.lang.Runnable", {"run": lambda: _dispose_once_awaited(window, ear)})
+        JClass("java.awt.EventQueue").invokeLater(again)
+    else:
+        window.dispose()
 
 
 def _label(component: Any) -> str:
