@@ -38,7 +38,7 @@ from fiji_bridge.simulation import expected_photons, record
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"
 COLUMNS = ("part", "variant", "data", "psnr_db", "minutes")
-WIDTHS = {"half": (12, 16, 24, 32), "as it is": (24, 32, 48, 64), "twice": (48, 64, 96, 128)}
+WIDTHS = {"half": (6, 8, 12, 16), "as it is": (12, 16, 24, 32), "twice": (24, 32, 48, 64)}
 LIFETIMES = (1, 3, 10)
 SCMOS = Camera(offset=100.0, photons_per_adu=1.0, read_noise=1.5, pixel_size_nm=110.0)
 CAMERAS = {

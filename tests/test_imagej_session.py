@@ -565,15 +565,16 @@ def test_no_dialog_of_an_error_waits_for_anybody(imagej, display, mode):
 
 
 SLOW_TO_WAIT = """
+import time
 from jpype import JClass, JProxy
-listener = {"modalityPushed": lambda event: time.sleep(0.3), "modalityPopped": lambda event: None}
-JClass("java.awt.Toolkit").getDefaultToolkit().addModalityListener(JProxy("sun.awt.ModalityListener", listener))
+late = {"modalityPushed": lambda event: time.sleep(0.3), "modalityPopped": lambda event: None}
+JClass("java.awt.Toolkit").getDefaultToolkit().addModalityListener(JProxy("sun.awt.ModalityListener", late))
 """
-"""Java calls such a listener after a dialog has opened and before its thread can be told that it is closed."""
+"""Java calls such a listener after a dialog has opened and before its thread can be told of its closing."""
 
 
 def test_a_dialog_may_open_before_its_thread_waits(imagej, display):
-    script = ALL_OF_IT.replace("for code", SLOW_TO_WAIT + "for code").replace("import sys", "import sys, time")
+    script = ALL_OF_IT.replace("for code", SLOW_TO_WAIT + "for code")
     seen = "--add-exports=java.desktop/sun.awt=ALL-UNNAMED"
     done = run(script, "", "interactive", DISPLAY=display, JAVA_TOOL_OPTIONS=seen)
     assert done.stdout.split()[-1] == "False", done.stderr

@@ -97,7 +97,7 @@ class BlindSpotNetwork(nn.Module):
 
     def __init__(
         self,
-        features: Sequence[int] = (24, 32, 48, 64),
+        features: Sequence[int] = (12, 16, 24, 32),
         head: Sequence[int] = (64, 32),
         outputs: int = 2,
         blind_radius: int = 0,

@@ -91,7 +91,7 @@ def train(
     seed: int = 0,
     neighbours: int = 0,
     blind_radius: int | None = None,
-    features: Sequence[int] = (24, 32, 48, 64),
+    features: Sequence[int] = (12, 16, 24, 32),
     head: Sequence[int] = (64, 32),
     batch: int = 6,
     crop: int = 64,
