@@ -514,10 +514,12 @@ def run_denoise(arguments: argparse.Namespace, bar: Bar) -> Result:
             progress=bar,
         )
         shape = dict(zip(map(str, denoised.dims), denoised.shape, strict=True))
-        return f"Denoised stack written to {out}", {
+        warnings = denoised.attrs.get("warnings", [])
+        return "\n".join((*warnings, f"Denoised stack written to {out}")), {
             "out": str(out),
             "shape": shape,
             "estimator": arguments.estimator,
+            "warnings": warnings,
         }
 
     return batch(arguments, ".tif", one)

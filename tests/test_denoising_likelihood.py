@@ -127,6 +127,26 @@ def test_balancing_keeps_the_mean():
     )
 
 
+@pytest.mark.parametrize("engine", ["poisson-gaussian", "gamma-poisson", "gaussian"])
+@pytest.mark.parametrize("error", [0.0, 0.3])
+def test_as_much_is_doubted_as_the_network_is_wrong(engine, error):
+    rng, readout = np.random.default_rng(6), Readout(read_variance=1.0)
+    noise = ENGINES[engine].fit(rng.poisson(200.0, 1000).astype(float), 1.0, 1.0)
+    narrow = -4.0 if engine == "gaussian" else 2.0
+    outputs = torch.tensor([0.0, narrow]).reshape(1, 2, 1, 1).expand(1, 2, 1, 30_000)
+    mean, width = (float(value.flatten()[0]) for value in noise.prior(outputs, readout)[:2])
+    variance = width if engine == "gaussian" else mean**2 / width
+    assert variance < 5
+    light = rng.gamma(mean**2 / variance, variance / mean, 30_000)
+    if error:
+        light *= rng.gamma(error**-2, error**2, 30_000)
+    photons = rng.poisson(light) + rng.normal(0, 1, 30_000)
+    photons[:20] = 1e4  # hot pixels
+    adapted = noise.adapted(outputs, as_images(photons), readout)
+    assert adapted.doubt == pytest.approx(error, rel=0.1, abs=0.02)
+    assert adapted.constants() == noise.constants()
+
+
 def test_engines_are_registered_by_name():
     assert ENGINES[GammaPoisson.engine] is GammaPoisson
 

@@ -1,12 +1,17 @@
 """Denoised stacks have the input's units, shape and labels, whole or not at all."""
 
+import json
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
 
-from fiji_bridge import stack
+from fiji_bridge import simulate, stack
 from fiji_bridge.camera import Camera
+from fiji_bridge.cli import main
 from fiji_bridge.denoising import Model, denoise
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import GammaPoisson
@@ -14,12 +19,14 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.stack import open_stack
 
 CAMERA = Camera(offset=100.0, photons_per_adu=0.5, pixel_size_nm=120.0)
+ON_ARRAYS = {"source": "array"}
+"""Of models taken for trained on the arrays that they denoise."""
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return Model(BlindSpotNetwork((4, 6)).eval(), GammaPoisson(6.0, 2.0), CAMERA)
+    return Model(BlindSpotNetwork((4, 6)).eval(), GammaPoisson(6.0, 2.0), CAMERA, details=ON_ARRAYS)
 
 
 def movie(*shape, seed=0):
@@ -48,7 +55,7 @@ def test_a_movie_s_frames_see_their_neighbours_whatever_the_blocks(monkeypatch):
     torch.manual_seed(0)
     network = BlindSpotNetwork((4, 6), neighbours=2).eval()
     torch.nn.init.normal_(network.last.weight)
-    model = Model(network, GammaPoisson(6.0, 2.0), CAMERA)
+    model = Model(network, GammaPoisson(6.0, 2.0), CAMERA, details=ON_ARRAYS)
     raw = movie(7, 24, 20)
     whole = denoise(raw, model).to_numpy()
     monkeypatch.setattr(stack, "BLOCK_BYTES", 1)  # one frame a block
@@ -130,6 +137,32 @@ def test_the_prior_does_not_look_at_the_pixel_and_the_mean_does(model):
             denoise(stack, model, estimator=estimator).to_numpy()[0, 16, 14] for stack in (raw, changed)
         )
         assert (before != after) == looks
+
+
+def test_a_model_of_other_images_is_trusted_as_far_as_they_confirm_it(model, tmp_path):
+    stripes = 20 + 180 * (np.arange(96) // 3 % 2) * np.ones((2, 96, 1))  # nothing that molecules look like
+    raw = np.random.default_rng(0).poisson(stripes).astype(np.uint16)
+    raw[0, 50, 50] = 60000  # a hot pixel is no reason to doubt
+    photons = Camera(offset=0.0, photons_per_adu=1.0)
+    denoised = denoise(raw, "single-molecule", camera=photons, fast=True)
+    usual = raw < 60000
+    error, before = (np.sqrt(np.mean((of - stripes)[usual] ** 2)) for of in (denoised.to_numpy(), raw))
+    assert error < before
+    (warning,) = denoised.attrs["warnings"]
+    assert re.search(r"does not fit array: .* wrong by \d+%.*train on this stack", warning)
+    out = denoise(raw, "single-molecule", camera=photons, fast=True, out=tmp_path / "out.tif")
+    assert out.attrs["warnings"] == [warning]
+    assert "warnings" not in denoise(raw, replace(model, camera=photons)).attrs
+
+
+def test_a_model_of_such_images_is_trusted(capsys, tmp_path):
+    options = "width=64 height=64 density=0.3 intensityrange=300:1000 addpoisssonvar=20"
+    known = Camera(offset=100.0, photons_per_adu=1.0, pixel_size_nm=110.0)
+    simulate(options=options, frames=3, seed=8, camera=known, out=tmp_path / "movie.tif")
+    arguments = ["denoise", str(tmp_path / "movie.tif"), "--model", "single-molecule", "--fast", "--json"]
+    camera = ["--camera", "offset=100 photons2adu=1 isemgain=false"]
+    assert main([*arguments, *camera, "--out", str(tmp_path / "out.tif")]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["warnings"] == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,10 @@ TILE = 512
 SMALLEST_TILE = 8
 PIXELS_AT_ONCE = 2**19
 """Pixels that go through the network together."""
+JUDGED_PIXELS, JUDGING_PIXELS = 2**19, 2**17
+"""Pixels of the frames by which a network is judged on a stack unlike its own, and how many of them count."""
+WARNED = 0.2
+"""Relative error of what the network expects above which a model does not fit a stack."""
 
 
 @keeping_memory()
@@ -41,6 +46,10 @@ def denoise(
     progress: Progress | None = None,
 ) -> xr.DataArray:
     """Denoise a stack.
+
+    On a stack or with a camera that the model was not trained with, the prior is given a relative error of
+    its mean, the one that makes the stack most probable (`noise_models.protocol.doubting`): what the network
+    does not know is taken from the pixels themselves.
 
     Parameters
     ----------
@@ -70,7 +79,8 @@ def denoise(
     -------
     xarray.DataArray
         float32 in the units of the input (A/D counts, offset included), of the same dimensions and
-        attributes; read lazily from `out` where that is given, in memory otherwise.
+        attributes; read lazily from `out` where that is given, in memory otherwise. Where the model does not
+        fit the stack, ``attrs["warnings"]`` says so.
 
     Raises
     ------
@@ -99,8 +109,14 @@ def denoise(
             whitening = undo_sharing(estimate, opened)
     seen, own = whitening.whiten(opened), whitening.camera(camera)
     where = choose_device(device)
+    warnings = {}
+    if isinstance(model, Model):
+        worker = _Worker(model, own, seen, estimator, where, fast, tile)
+        if not _trained_on(model, camera, opened):
+            progress("Judging the model", 0, 1)
+            warnings = _about(worker.adapt(seen), opened)
     denoised = (
-        _Worker(model, own, seen, estimator, where, fast, tile).denoise
+        worker.denoise
         if isinstance(model, Model)
         else _in_parts(model.predictor(own, estimator, where, fast, tile))
     )
@@ -127,11 +143,28 @@ def denoise(
         result = xr.zeros_like(opened, dtype=np.float32).compute()
         for position, first, frames in blocks():
             result[{**position, "t": slice(first, first + len(frames))}] = frames
-        return result
+        return result.assign_attrs(warnings)
     with StackWriter(out, opened, dtype="float32") as writer:
         for position, first, frames in blocks():
             writer.write(first, frames, **position)
-    return open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm"))
+    return open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm")).assign_attrs(warnings)
+
+
+def _trained_on(model: Model, camera: Camera, stack: xr.DataArray) -> bool:
+    """Whether this stack, seen by this camera, is what the model was trained on, as far as names tell."""
+    same = model.camera is not None and camera.as_dict() == model.camera.as_dict()
+    return same and str(stack.attrs.get("source", "array")) in str(model.details.get("source"))
+
+
+def _about(doubt: float, stack: xr.DataArray) -> dict[str, list[str]]:
+    """Warn of a model that does not fit a stack: what goes into the attributes of the result."""
+    if doubt < WARNED:
+        return {}
+    said = (
+        f"The model does not fit {stack.attrs.get('source', 'the stack')}: what it expects of a pixel is"
+        f" wrong by {doubt:.0%}, so it was trusted less than the pixel itself; train on this stack."
+    )
+    return {"warnings": [said]}
 
 
 def _in_parts(
@@ -172,24 +205,49 @@ class _Worker:
         side = min(self.tile + 2 * self.network.halo, max(frames.shape[1:]))
         together = max(1, PIXELS_AT_ONCE // side**2)
         for first in range(own.start, own.stop, together):
-            numbers = np.arange(first, min(first + together, own.stop))
-            beside = neighbouring(numbers, len(frames), self.network.neighbours)
-            shown = np.column_stack([numbers, beside])
-            adu, inverse = np.unique(shown, return_inverse=True)
-            photons = torch.from_numpy(np.asarray(self.camera.to_photons(frames[adu]), np.float32)).to(
-                self.device
-            )
-            seen = photons[torch.from_numpy(inverse.reshape(shown.shape)).to(self.device)]
-            with (
-                torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
-            ):
-                outputs = tiled_outputs(self.network, self.noise.normalize(seen), self.symmetries, self.tile)
-            result = self.noise.estimate(outputs, seen[:, :1], self.readout, self.estimator)
+            outputs, photons = self._outputs(frames, np.arange(first, min(first + together, own.stop)))
+            result = self.noise.estimate(outputs, photons, self.readout, self.estimator)
             yield (
                 first - own.start,
                 np.asarray(self.camera.to_adu(result[:, 0].cpu().numpy()), np.float32),
             )
+
+    @torch.no_grad()
+    def adapt(self, stack: xr.DataArray) -> float:
+        """Let the noise model judge the network by frames spread over a stack that it was not trained on.
+
+        Gives the relative error that it found.
+        """
+        every = [(series, frame) for _, series in positions(stack) for frame in range(series.sizes["t"])]
+        number = min(len(every), max(1, JUDGED_PIXELS // (stack.sizes["y"] * stack.sizes["x"])))
+        rows: list[tuple[Tensor, ...]] = []
+        for place in np.linspace(0, len(every) - 1, number).astype(int):
+            series, frame = every[place]
+            self.camera.check(series)
+            near = slice(max(0, frame - self.network.neighbours), frame + self.network.neighbours + 1)
+            outputs, photons = self._outputs(np.asarray(series[near]), np.array([frame - near.start]))
+            variance = torch.as_tensor(self.readout.read_variance, device=self.device).expand_as(photons)
+            pixels = [part.movedim(1, -1).flatten(0, 2) for part in (outputs, photons, variance)]
+            some = slice(None, None, max(1, number * len(pixels[0]) // JUDGING_PIXELS))
+            rows.append(tuple(part[some, :, None, None] for part in pixels))  # as images of one pixel
+        outputs, photons, variance = (torch.cat(part) for part in zip(*rows, strict=True))
+        self.noise = self.noise.adapted(outputs, photons, replace(self.readout, read_variance=variance))
+        return float(getattr(self.noise, "doubt", 0.0))
+
+    def _outputs(self, frames: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Give what the network says of some of these frames (t, y, x), and their photons (n, 1, y, x)."""
+        shown = np.column_stack([numbers, neighbouring(numbers, len(frames), self.network.neighbours)])
+        adu, inverse = np.unique(shown, return_inverse=True)
+        photons = torch.from_numpy(np.asarray(self.camera.to_photons(frames[adu]), np.float32)).to(
+            self.device
+        )
+        seen = photons[torch.from_numpy(inverse.reshape(shown.shape)).to(self.device)]
+        with (
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
+        ):
+            outputs = tiled_outputs(self.network, self.noise.normalize(seen), self.symmetries, self.tile)
+        return outputs, seen[:, :1]
 
 
 def _with_margin(

@@ -314,6 +314,7 @@ def _denoise(values: Mapping[str, Any], image: "xr.DataArray", title: str, progr
     denoised = fiji_bridge.denoise(
         movie, model, camera=_camera(values), estimator=values["estimator"], out=out, progress=progress
     )
+    said += "".join(f" {warning}" for warning in denoised.attrs.get("warnings", ()))
     if out:
         said += f" Written to {out}."
     return Result(said, images={f"denoised {title}": _like(denoised, slices)})

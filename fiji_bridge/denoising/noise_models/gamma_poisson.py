@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.noise_models.protocol import Readout, poisson_like, root_of, scaled
+from fiji_bridge.denoising.noise_models.protocol import (
+    Readout,
+    doubting,
+    poisson_like,
+    root_of,
+    scaled,
+)
 
 LOG_SHAPE = (float(np.log(1e-2)), float(np.log(1e6)))
 
@@ -37,6 +43,9 @@ class GammaPoisson:
         Excess noise of the camera trained with.
     scale
         Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
+    doubt
+        Standard deviation of the prior's mean itself, relative to it; see `protocol.doubting`. It belongs to
+        the images denoised, and so is not kept in a file.
     """
 
     engine: ClassVar[str] = "gamma-poisson"
@@ -49,6 +58,7 @@ class GammaPoisson:
     floor: float = 0.0
     excess: float = 1.0
     scale: float = 1.0
+    doubt: float = 0.0
 
     @classmethod
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> Self:
@@ -59,7 +69,7 @@ class GammaPoisson:
 
     def constants(self) -> dict[str, Any]:
         """Keyword arguments of this class."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "doubt"}
 
     def normalize(self, photons: Tensor) -> Tensor:
         """Square roots, whose noise is the same in the dark and in the light, made order 1."""
@@ -72,13 +82,17 @@ class GammaPoisson:
         mean = self.scale * (softplus(root * self.spread + self.center, beta=4) / 2).square() + 1e-6
         middle, half = 0.5 * (LOG_SHAPE[1] + LOG_SHAPE[0]), 0.5 * (LOG_SHAPE[1] - LOG_SHAPE[0])
         start = 2 * np.log(max(self.center / 2, 0.5))  # a prior as wide as the noise
-        shape = (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
+        shape = self._doubted((middle + half * torch.tanh((3 * shape + start - middle) / half)).exp())
         # What another camera changes, or a pixel noisier than the quietest, is known, not learnt; the width
         # of the prior of λ stays.
         mean = mean * (self.excess / readout.excess)
         extra = (readout.read_variance / readout.excess - self.floor) / readout.excess
         noisier = (1 + extra / mean).clamp(min=1e-3)
         return mean * noisier, shape * noisier.square()
+
+    def _doubted(self, shape: Tensor) -> Tensor:
+        """Add the variance of its mean to that of the prior, which over the mean's square is 1/shape."""
+        return 1 / (1 / shape + self.doubt**2) if self.doubt else shape
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Equation 4, for any real value of a pixel."""
@@ -111,6 +125,10 @@ class GammaPoisson:
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
         return scaled(self, imbalance)
+
+    def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Widen the prior as far as these images ask for."""
+        return doubting(self, outputs, photons, readout)
 
 
 def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.noise_models.protocol import Readout, scaled
+from fiji_bridge.denoising.noise_models.protocol import Readout, doubting, scaled
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Gaussian:
         Mean and standard deviation of the data [photons], which normalize the network's input.
     scale
         Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
+    doubt
+        As of `GammaPoisson`.
     """
 
     engine: ClassVar[str] = "gaussian"
@@ -36,6 +38,7 @@ class Gaussian:
     center: float
     spread: float
     scale: float = 1.0
+    doubt: float = 0.0
 
     @classmethod
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "Gaussian":
@@ -44,7 +47,7 @@ class Gaussian:
 
     def constants(self) -> dict[str, Any]:
         """Keyword arguments of this class."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "doubt"}
 
     def normalize(self, photons: Tensor) -> Tensor:
         """Photons, made order 1."""
@@ -57,7 +60,8 @@ class Gaussian:
         noise = readout.excess * mean.clamp(min=1e-2) + readout.read_variance
         # A width of 0 is as wide as the noise of an average pixel.
         start = math.sqrt(max(self.center, 1.0))
-        return mean, (start * softplus(3 * width + math.log(math.e - 1))).square() + 1e-6, noise
+        prior = (start * softplus(3 * width + math.log(math.e - 1))).square() + 1e-6
+        return mean, prior + (self.doubt * mean).square(), noise
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Negative log of the normal density with both variances added."""
@@ -86,3 +90,7 @@ class Gaussian:
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
         return scaled(self, imbalance)
+
+    def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
+        """Widen the prior as far as these images ask for."""
+        return doubting(self, outputs, photons, readout)

@@ -67,7 +67,7 @@ class PoissonGaussian(GammaPoisson):
         light = max(self.excess * (self.center**2 - dark**2) / 4, 0.25)
         # A prior as wide as the noise: to a narrow one, light where none was expected is but noise.
         start = math.log(light**2 / (self.excess * (light + self.floor)))
-        return mean, (middle + half * torch.tanh((3 * shape + start - middle) / half)).exp()
+        return mean, self._doubted((middle + half * torch.tanh((3 * shape + start - middle) / half)).exp())
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Negative log of p(z): a density where the A/D step is 0, else a probability."""

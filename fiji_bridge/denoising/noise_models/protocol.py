@@ -7,9 +7,17 @@ from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from fiji_bridge.camera import Camera
+
+DOUBTS = (0.01, 10.0)
+"""Least and most doubt, beside none."""
+NO_DOUBT = 1e-4
+"""Gain of likelihood below which there is no doubt [nats a pixel]."""
+HOT = 1e-3
+"""Share of the pixels that may be hot or dead and tell nothing of the network."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +76,45 @@ class NoiseModel(Protocol):
         """Correct the model so that its estimates keep the mean of these images."""
         ...
 
+    def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Let the model trust the network as far as these images, unlike those trained on, confirm it."""
+        ...
+
 
 class _Scaled(Protocol):
     @property
     def scale(self) -> float: ...
 
 
+class _Doubting(Protocol):
+    @property
+    def doubt(self) -> float: ...
+    def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor: ...
+
+
 _Model = TypeVar("_Model", bound=_Scaled)
+_Doubter = TypeVar("_Doubter", bound=_Doubting)
+
+
+def doubting(model: _Doubter, outputs: Tensor, photons: Tensor, readout: Readout) -> _Doubter:
+    """Choose the `doubt` of a model under which these images are the most probable.
+
+    That is the relative error of the prior's mean, which the network cannot know of images unlike those that
+    it was trained on. As the network does not see the pixel itself, the likelihood is honest.
+    """
+
+    def improbable(doubt: float) -> float:
+        each = replace(model, doubt=doubt).nll(outputs, photons, readout).flatten()  # type: ignore[type-var]
+        return float(each.sort().values[: max(1, round((1 - HOT) * len(each)))].mean())
+
+    found = minimize_scalar(
+        lambda log: improbable(math.exp(log)),
+        bounds=[math.log(end) for end in DOUBTS],
+        method="bounded",
+        options={"xatol": 0.1},
+    )
+    doubt = math.exp(found.x) if found.fun < improbable(0.0) - NO_DOUBT else 0.0
+    return replace(model, doubt=doubt)  # type: ignore[type-var]
 
 
 def scaled(model: _Model, imbalance: Callable[[_Model], tuple[Tensor, Tensor]]) -> _Model:
