@@ -13,20 +13,19 @@ from fiji_bridge import simulate, stack
 from fiji_bridge.camera import Camera
 from fiji_bridge.cli import main
 from fiji_bridge.denoising import Model, denoise
+from fiji_bridge.denoising.model import fingerprint
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import GammaPoisson
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.stack import open_stack
 
 CAMERA = Camera(offset=100.0, photons_per_adu=0.5, pixel_size_nm=120.0)
-ON_ARRAYS = {"source": "array"}
-"""Of models taken for trained on the arrays that they denoise."""
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return Model(BlindSpotNetwork((4, 6)).eval(), GammaPoisson(6.0, 2.0), CAMERA, details=ON_ARRAYS)
+    return Model(BlindSpotNetwork((4, 6)).eval(), GammaPoisson(6.0, 2.0), CAMERA)
 
 
 def movie(*shape, seed=0):
@@ -55,7 +54,7 @@ def test_a_movie_s_frames_see_their_neighbours_whatever_the_blocks(monkeypatch):
     torch.manual_seed(0)
     network = BlindSpotNetwork((4, 6), neighbours=2).eval()
     torch.nn.init.normal_(network.last.weight)
-    model = Model(network, GammaPoisson(6.0, 2.0), CAMERA, details=ON_ARRAYS)
+    model = Model(network, GammaPoisson(6.0, 2.0), CAMERA)
     raw = movie(7, 24, 20)
     whole = denoise(raw, model).to_numpy()
     monkeypatch.setattr(stack, "BLOCK_BYTES", 1)  # one frame a block
@@ -104,7 +103,7 @@ def test_the_fast_way_differs_by_rounding_alone(model):
 def test_progress_counts_frames_and_cancelling_leaves_nothing(model, tmp_path):
     told = []
     denoise(movie(5, 20, 20), model, progress=lambda *news: told.append(news))
-    assert told[0] == ("Denoising", 0, 5) and told[-1] == ("Denoising", 5, 5)
+    assert told[:2] == [("Judging the model", 0, 1), ("Denoising", 0, 5)] and told[-1] == ("Denoising", 5, 5)
 
     def cancel(stage, done, total):
         if done > 0:
@@ -152,7 +151,9 @@ def test_a_model_of_other_images_is_trusted_as_far_as_they_confirm_it(model, tmp
     assert re.search(r"does not fit array: .* wrong by \d+%.*train on this stack", warning)
     out = denoise(raw, "single-molecule", camera=photons, fast=True, out=tmp_path / "out.tif")
     assert out.attrs["warnings"] == [warning]
-    assert "warnings" not in denoise(raw, replace(model, camera=photons)).attrs
+    own = replace(model, camera=photons, details={"trained_on": [fingerprint(open_stack(raw))]})
+    assert "warnings" not in denoise(raw, own).attrs
+    assert "warnings" in denoise(raw, own, camera=photons.replace(photons_per_adu=2.0)).attrs
 
 
 def test_a_model_of_such_images_is_trusted(capsys, tmp_path):

@@ -1,5 +1,6 @@
 """A trained denoiser: what it holds, and the file it is kept in."""
 
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel, Readout
 from fiji_bridge.denoising.whitening import Whitening
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import replacing
+from fiji_bridge.stack import positions
 
 if TYPE_CHECKING:
     from fiji_bridge.denoising.baselines import Baseline
@@ -129,7 +131,7 @@ class Model(Denoiser):
         denoised over mean of the raw photons, on pixels not trained on), `collapsed` (why attempts were given
         up), `stopped` (why training ended).
     details
-        Where the model comes from: `source`, `version`.
+        Where the model comes from: `source`, `version`, and `trained_on`, the `fingerprint` of each stack.
     whitening
         Filters around the network that give each pixel its own noise, where pixels share it.
     """
@@ -249,6 +251,12 @@ def load_model(path: str | os.PathLike[str]) -> "Model | Baseline":
 def describe(source: str, steps: int) -> dict[str, Any]:
     """Give a new model's details."""
     return {"source": source, "steps": steps, "version": __version__}
+
+
+def fingerprint(stack: xr.DataArray) -> str:
+    """Tell a stack from others, whatever its name: by its first frame."""
+    first = np.asarray(next(positions(stack))[1][0])
+    return hashlib.sha256(first.tobytes()).hexdigest()[:16]
 
 
 def denoiser_class(engine: str, where: str = "the engine option") -> "type[Model] | type[Baseline]":

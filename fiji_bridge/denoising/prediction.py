@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising.baselines import Baseline
-from fiji_bridge.denoising.model import Model, has_bfloat16, load_model, readout_of
+from fiji_bridge.denoising.model import Model, fingerprint, has_bfloat16, load_model, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
 from fiji_bridge.denoising.whitening import noise_of, undo_sharing
 from fiji_bridge.devices import choose_device, keeping_memory
@@ -151,9 +151,9 @@ def denoise(
 
 
 def _trained_on(model: Model, camera: Camera, stack: xr.DataArray) -> bool:
-    """Whether this stack, seen by this camera, is what the model was trained on, as far as names tell."""
+    """Whether the model was trained on this stack, as this camera sees it."""
     same = model.camera is not None and camera.as_dict() == model.camera.as_dict()
-    return same and str(stack.attrs.get("source", "array")) in str(model.details.get("source"))
+    return same and fingerprint(stack) in str(model.details.get("trained_on"))
 
 
 def _about(doubt: float, stack: xr.DataArray) -> dict[str, list[str]]:

@@ -22,6 +22,7 @@ from fiji_bridge.denoising.model import (
     Model,
     denoiser_class,
     describe,
+    fingerprint,
     has_bfloat16,
     load_model,
 )
@@ -247,7 +248,7 @@ def train(
     balanced, ratio = _balance(run.best, noise, pool, progress)
     report |= {"trivial_nll": trivial, "collapsed": failures, "held_out_mean_ratio": ratio}
     source = ", ".join(str(stack.attrs.get("source", "array")) for stack in opened)
-    details = describe(source, report["steps"])
+    details = describe(source, report["steps"]) | {"trained_on": [fingerprint(stack) for stack in opened]}
     return Model(run.best.cpu(), balanced, camera, report, details, whitening)
 
 
