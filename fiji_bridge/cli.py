@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import fiji_bridge
 from fiji_bridge.engines import ENGINES, ESTIMATORS, TABLE_FORMATS, TARGETED, UNCERTAINTIES, UNTRAINED
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import check_model_target, check_target, jsonable
+from fiji_bridge.files import check_kept, check_model_target, check_target, jsonable
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
@@ -381,28 +381,11 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
 
 
 def check_output(stack: Sequence[str], *outs: Path, folder: bool = False) -> None:
-    """Stop before the work if its outputs could not be written or would replace what is read."""
-    given = {Path(path).resolve() for path in stack}
-    if any(out.exists() for out in outs):
-        given |= {file.resolve() for path in given if path.is_file() for file in recorded_with(path)}
-    for out in outs:
-        target = out.resolve()
-        if target in given or (target.exists() and given.intersection(target.parents)):
-            raise FijiBridgeError(
-                f"--out {out} is the input itself or a part of it; name another file to keep it."
-            )
-        if not folder:
+    """Stop before the work if its outputs would replace what is read or could not be written."""
+    check_kept(stack, {f"--out {out}": out for out in outs})
+    if not folder:
+        for out in outs:
             check_target(out)
-
-
-def recorded_with(path: Path) -> Sequence[Path]:
-    """All files of the recording that one of them opens."""
-    from fiji_bridge import stack_formats
-
-    try:
-        return stack_formats.read(path).files
-    except FijiBridgeError:  # no recording, or one that its own command will complain of
-        return ()
 
 
 def read_as_well(arguments: argparse.Namespace) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,37 @@ def replacing_pair(
         yield first, second
         with _swapped(second, companion):
             first.replace(target)
+
+
+def check_kept(read: Iterable[str | os.PathLike[str]], outs: Mapping[str, str | os.PathLike[str]]) -> None:
+    """Refuse outputs, by what the user calls them, that would replace what is read.
+
+    A recording may have many files, of which one is named: none of them is replaced.
+
+    Raises
+    ------
+    FijiBridgeError
+        If one would.
+    """
+    given, targets = ({Path(path).resolve() for path in paths} for paths in (read, outs.values()))
+    if any(target.exists() for target in targets):
+        given |= {file.resolve() for path in given if path.is_file() for file in _recorded_with(path)}
+    for name, out in outs.items():
+        target = Path(out).resolve()
+        if target in given or (target.exists() and given.intersection(target.parents)):
+            raise FijiBridgeError(
+                f"{name} is the input itself or a part of it; name another file to keep it."
+            )
+
+
+def _recorded_with(path: Path) -> Sequence[Path]:
+    """All files of the recording that one of them opens."""
+    from fiji_bridge import stack_formats
+
+    try:
+        return stack_formats.read(path).files
+    except FijiBridgeError:  # no recording, or one that its own command will complain of
+        return ()
 
 
 @contextmanager

@@ -3,7 +3,10 @@ import inspect
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
+from stack_files import ome_set
 
 import fiji_bridge
 from fiji_bridge.cli import build_parser
@@ -116,9 +119,22 @@ def test_a_wrong_option_is_one_sentence(options: str, sentence: str) -> None:
 def test_an_output_does_not_replace_what_is_read(key: str, tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(b"somebody's")
     options = f"input={tmp_path}/b.tif " if key != "input" else ""
-    with pytest.raises(FijiBridgeError, match=r"output=.*a\.tif is a file that is read"):
+    with pytest.raises(FijiBridgeError, match=r"output=.*a\.tif is the input itself"):
         LOCALIZE.run(f"{options}{key}={tmp_path}/a.tif output={tmp_path}/x/../a.tif")
     assert (tmp_path / "a.tif").read_bytes() == b"somebody's"
+
+
+def test_nor_a_map_of_the_camera_or_another_file_of_the_recording(tmp_path: Path) -> None:
+    frames = np.full((4, 32, 32), 100, np.uint16)
+    first, second = ome_set(tmp_path, frames, per_file=2)
+    dark = tmp_path / "dark.tif"
+    tifffile.imwrite(dark, np.full((32, 32), 100, np.float32))
+    for out in (second, dark):
+        before = out.read_bytes()
+        camera = f"camera=[offsetmap={dark} photons2adu=1]"
+        with pytest.raises(FijiBridgeError, match=r"output=.* is the input itself or a part of it"):
+            DENOISE.run(f"input={first} model=confocal {camera} output={out}")
+        assert out.read_bytes() == before
 
 
 def test_a_command_without_an_image_says_so() -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from fiji_bridge.camera import Camera
 from fiji_bridge.engines import ENGINES, ESTIMATORS, UNCERTAINTIES
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import check_model_target, check_target
+from fiji_bridge.files import check_kept, check_model_target, check_target
 from fiji_bridge.macro_options import format_options, parse_options
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import open_stack
@@ -221,12 +221,13 @@ class Command:
             command itself finds wrong.
         """
         values = self.values(options)
-        named = [p for p in self.parameters if p.kind in ("open", "save") and values[p.key]]
-        paths = {p.key: Path(str(values[p.key])).resolve() for p in named}
-        read = {paths[p.key] for p in named if p.kind == "open"}
-        for key in (p.key for p in named if p.kind == "save"):
-            if paths[key] in read:
-                raise FijiBridgeError(f"{key}={paths[key]} is a file that is read; name another to keep it.")
+        read, written = (
+            {p.key: str(values[p.key]) for p in self.parameters if p.kind == kind and values[p.key]}
+            for kind in ("open", "save")
+        )
+        camera = _camera(values) if "camera" in values else None
+        maps = [] if camera is None else camera.map_files.values()
+        check_kept([*read.values(), *maps], {f"{key}={path}": path for key, path in written.items()})
         if self.image_for is None and (source := values["input"]):
             image, title = open_stack(Path(str(source))), Path(str(source)).name
         if image is None and self.takes_image(values):
