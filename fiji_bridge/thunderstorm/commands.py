@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import check_target, replacing
+from fiji_bridge.files import check_kept, check_target, replacing
 from fiji_bridge.macro_options import parse_options
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.thunderstorm.protocol import protocol_path
@@ -466,12 +466,11 @@ def run(command: Command, request: Request) -> Found:
                 raise FijiBridgeError(f"`{command.verb}` needs a {wanted}; {where}.")
             if path is not None and not wanted:
                 raise FijiBridgeError(f"`{command.verb}` has no use for --{name} {path}; leave it out.")
-    inputs = {path.resolve() for path in given.values() if isinstance(path, Path)}
+    inputs = [path for path in given.values() if isinstance(path, Path)]
     written = [path for path in outputs.values() if path is not None]
     for path, wanted in zip(written, command.gives, strict=False):
         suffixes = SUFFIXES[wanted.strip("[]")]
-        if path.resolve() in inputs:
-            raise FijiBridgeError(f"{path} is the input itself; name another file to keep it.")
+        check_kept(inputs, {str(path): path})
         if not path.name.lower().endswith(suffixes):
             raise FijiBridgeError(
                 f"`{command.verb}` cannot write {path}; let its name end in {' or '.join(suffixes)}."
