@@ -62,7 +62,7 @@ class UNet(nn.Module):
         for down in self.down:
             # Shifted by a row, no coarse pixel has seen below the upper one of the two fine rows it covers.
             finer = _shift_down(scales[-1], 1) if self.upward else scales[-1]
-            scales.append(down(functional.max_pool2d(finer, 2)))
+            scales.append(down(_halved(finer)))
         x = scales.pop()
         for up in reversed(self.up):
             x = up(torch.cat([functional.interpolate(x, scale_factor=2.0), scales.pop()], dim=1))
@@ -225,6 +225,14 @@ def neighbouring(frames: np.ndarray, total: int, neighbours: int) -> np.ndarray:
     beyond = (mirrored < 0) | (mirrored >= total)
     nearest = np.where(frames[:, None] + 1 < total, frames[:, None] + 1, frames[:, None] - 1)
     return np.where(beyond, nearest, mirrored)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Give the largest of each 2×2 pixels."""
+    if torch.is_grad_enabled():
+        return functional.max_pool2d(x, 2)
+    rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])  # a fifth of the time, but for gradients
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2])
 
 
 def _shift_down(x: Tensor, rows: int) -> Tensor:
