@@ -205,7 +205,8 @@ class _Worker:
         side = min(self.tile + 2 * self.network.halo, max(frames.shape[1:]))
         together = max(1, PIXELS_AT_ONCE // side**2)
         for first in range(own.start, own.stop, together):
-            outputs, photons = self._outputs(frames, np.arange(first, min(first + together, own.stop)))
+            numbers = np.arange(first, min(first + together, own.stop))
+            outputs, photons = self._outputs(frames, numbers, self.symmetries)
             result = self.noise.estimate(outputs, photons, self.readout, self.estimator)
             yield (
                 first - own.start,
@@ -225,7 +226,7 @@ class _Worker:
             series, frame = every[place]
             self.camera.check(series)
             near = slice(max(0, frame - self.network.neighbours), frame + self.network.neighbours + 1)
-            outputs, photons = self._outputs(np.asarray(series[near]), np.array([frame - near.start]))
+            outputs, photons = self._outputs(np.asarray(series[near]), np.array([frame - near.start]), 4)
             variance = torch.as_tensor(self.readout.read_variance, device=self.device).expand_as(photons)
             pixels = [part.movedim(1, -1).flatten(0, 2) for part in (outputs, photons, variance)]
             some = slice(None, None, max(1, number * len(pixels[0]) // JUDGING_PIXELS))
@@ -234,7 +235,7 @@ class _Worker:
         self.noise = self.noise.adapted(outputs, photons, replace(self.readout, read_variance=variance))
         return float(getattr(self.noise, "doubt", 0.0))
 
-    def _outputs(self, frames: np.ndarray, numbers: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _outputs(self, frames: np.ndarray, numbers: np.ndarray, symmetries: int) -> tuple[Tensor, Tensor]:
         """Give what the network says of some of these frames (t, y, x), and their photons (n, 1, y, x)."""
         shown = np.column_stack([numbers, neighbouring(numbers, len(frames), self.network.neighbours)])
         adu, inverse = np.unique(shown, return_inverse=True)
@@ -246,7 +247,7 @@ class _Worker:
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
             torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
         ):
-            outputs = tiled_outputs(self.network, self.noise.normalize(seen), self.symmetries, self.tile)
+            outputs = tiled_outputs(self.network, self.noise.normalize(seen), symmetries, self.tile)
         return outputs, seen[:, :1]
 
 
