@@ -224,7 +224,7 @@ def compare(
         "recommended": verdict.recommended,
         "basis": judged.basis,
         "radius_nm": RADIUS_NM,
-        "warnings": [*warnings, *_edge_warnings(judged.scored)],
+        "warnings": [*warnings, *denoised.attrs.get("warnings", ()), *_edge_warnings(judged.scored)],
         "stack": _about_stack(movie),
         "camera": about_camera,
         "engine": localizer.engine,
