@@ -6,8 +6,8 @@
 `confocal` is trained on FMDD's confocal BPAE nuclei (field of view 1) and the test mix without its mice, and
 scored on the mice: PSNR of the model as it is, of the model trained on for some minutes, and of a network
 trained for as long from nothing. `single-molecule` is trained on simulated movies of many brightnesses,
-densities and widths of the PSF, and scored on others by the error of the photons. Neither keeps its camera,
-so that each serves any.
+densities and widths of the PSF, and scored on others by the error of the photons. Each is also used on what
+the other is for. Neither keeps its camera, so that each serves any.
 """
 
 import argparse
@@ -115,6 +115,10 @@ def score_model(name: str, budgets: tuple[float, ...]) -> None:
         began = time.monotonic()
         found = score(denoise(raw, model, camera=camera, fast=fast).to_numpy())
         print(f"as it is{', fast' if fast else ''}: {found} in {time.monotonic() - began:.0f} s", flush=True)
+    other = next(each for each in SETS if each != name)
+    strange, rate, recorded_by = test_set(other)
+    found = rate(denoise(strange, model, camera=recorded_by).to_numpy())
+    print(f"on what {other} is for: {found}, raw {rate(strange)}", flush=True)
     for minutes in budgets:
         for start, what in ((model, "trained on"), (None, "from nothing")):
             tuned = train(raw, model=start, camera=camera, max_minutes=minutes)
