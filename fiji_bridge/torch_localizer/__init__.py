@@ -257,7 +257,7 @@ def _counts(block: np.ndarray, camera: Camera, device: torch.device, lift: bool)
     that is not there.
     """
     if camera.offset_map is None and camera.gain_map is None:
-        above = block.astype(np.float32) - np.float32(camera.offset)
+        above = np.subtract(block, np.float32(camera.offset), dtype=np.float32, casting="same_kind")
     else:
         above = (camera.to_photons(block) / _photons_per_count(camera)).astype(np.float32)
     counts = torch.from_numpy(above).to(device)

@@ -1120,30 +1120,33 @@ def wavelet_planes(frames, weights, first_rest, second_rest, difference):
         _replicate(frames[n], margin, inside)
         _convolve(padded.reshape(-1), wide, weights, 1, rows, total, first.reshape(-1))
         _convolve(first.reshape(-1), wide, weights, 2, rows[: second.size], total, second.reshape(-1))
-        for y in range(height):
-            _add_planes(
-                frames[n, y], first[y + margin, margin:], second[y],
-                first_rest[n, y], second_rest[n, y], difference[n, y],
-            )  # fmt: skip
+        _subtract_planes(frames[n], first[margin:, margin:], second, first_rest[n], second_rest[n], difference[n])
 
 
 @njit(**_IN_ORDER)
-def _add_planes(frame, first, second, first_rest, second_rest, difference):
-    for x in range(len(frame)):
-        first_rest[x] = frame[x] - first[x]
-        second_rest[x] = frame[x] - second[x]
-        difference[x] = first[x] - second[x]
+def _subtract_planes(frame, first, second, first_rest, second_rest, difference):
+    height, width = frame.shape
+    for y in range(height):
+        row, smooth, smoother = frame[y], first[y], second[y]
+        rest, smooth_rest, out = first_rest[y], second_rest[y], difference[y]
+        for x in range(width):
+            rest[x] = row[x] - smooth[x]
+            smooth_rest[x] = row[x] - smoother[x]
+            out[x] = smooth[x] - smoother[x]
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def _replicate(frame, before, padded):
     """Put a frame, `before` pixels from its start, into a larger one whose rest its border fills."""
     height, width = frame.shape
     for y in range(padded.shape[0]):
-        row = frame[min(max(y - before, 0), height - 1)]
-        padded[y, :before] = row[0]
-        padded[y, before : before + width] = row
-        padded[y, before + width :] = row[width - 1]
+        given, row = frame[min(max(y - before, 0), height - 1)], padded[y]
+        for x in range(before):
+            row[x] = given[0]
+        for x in range(width):
+            row[before + x] = given[x]
+        for x in range(before + width, len(row)):
+            row[x] = given[width - 1]
 
 
 @njit(**_IN_ORDER)
@@ -1191,7 +1194,7 @@ def _add_one(total, weight, pixels, count):
         total[x] += pixels[x] * weight
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def crop_squares(frames, places, radius, out):
     """Copy the square around each place.
 
@@ -1208,10 +1211,12 @@ def crop_squares(frames, places, radius, out):
     """
     side = 2 * radius + 1
     for i in range(len(places)):
-        frame = frames[places[i, 0]]
+        frame, square = frames[places[i, 0]], out[i]
         left, top = places[i, 1] - radius, places[i, 2] - radius
         for j in range(side):
-            out[i, j * side : (j + 1) * side] = frame[top + j, left : left + side]
+            row = frame[top + j, left:]
+            for k in range(side):
+                square[j * side + k] = row[k]
 
 
 @njit(**_OPTIONS)
@@ -1257,28 +1262,50 @@ def find_maxima(images, thresholds, radius, diagonal, lowest, out):
         How many there are.
     """
     height, width = images.shape[1:]
+    marks = np.zeros(-(-width // 8) * 8, np.bool_)
+    eights = marks.view(np.int64)
     found = 0
     for n in range(images.shape[0]):
         image, limit = images[n], max(thresholds[n], lowest)
         for y in range(height):
-            for x in range(width):
-                value = image[y, x]
-                if not value >= limit:
+            _mark_peaks(image[max(0, y - 1)], image[y], image[min(height - 1, y + 1)], limit, marks)
+            for eight in range(len(eights)):
+                if eights[eight] == 0:
                     continue
-                left, right = max(0, x - radius), min(width, x + radius + 1)
-                highest = True
-                for j in range(max(0, y - radius), min(height, y + radius + 1)):
-                    for i in range(left, right):
-                        if image[j, i] > value and (diagonal or i == x or j == y):
-                            highest = False
-                            break
-                    if not highest:
-                        break
-                if highest:
-                    if found < out.shape[0]:
-                        out[found, 0], out[found, 1], out[found, 2] = n, x, y
-                    found += 1
+                for x in range(8 * eight, min(8 * eight + 8, width)):
+                    if marks[x] and _is_highest(image, x, y, radius, diagonal):
+                        if found < out.shape[0]:
+                            out[found, 0], out[found, 1], out[found, 2] = n, x, y
+                        found += 1
     return found
+
+
+@njit(**_IN_ORDER)
+def _mark_peaks(above, row, below, limit, marks):
+    """Mark the pixels of a row at or above the limit that no neighbour next to them exceeds.
+
+    They are few, and this is without branches, which the processor cannot foresee in noise.
+    """
+    last = len(row) - 1
+    for x in range(last + 1):
+        value = row[x]
+        marks[x] = (value >= limit) & (not above[x] > value) & (not below[x] > value)
+    for x in range(last):
+        marks[x] &= not row[x + 1] > row[x]
+    for x in range(last):
+        marks[x + 1] &= not row[x] > row[x + 1]
+
+
+@njit(**_IN_ORDER)
+def _is_highest(image, x, y, radius, diagonal):
+    """Whether no pixel of the square around a pixel exceeds it, or none on the square's axes."""
+    height, width = image.shape
+    value = image[y, x]
+    for j in range(max(0, y - radius), min(height, y + radius + 1)):
+        for i in range(max(0, x - radius), min(width, x + radius + 1)):
+            if image[j, i] > value and (diagonal or i == x or j == y):
+                return False
+    return True
 
 
 @njit(**_OPTIONS)
