@@ -47,7 +47,7 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
 }
-# What allocates nothing need not count references to arrays: the counters are atomic, and took a fifth of the time.
+# What allocates nothing need not count references to arrays, whose atomic counters took a fifth of the time.
 _INNER = {**_OPTIONS, "_nrt": False}
 _EXACT = {**_INNER, "fastmath": {"contract"}}
 _IN_ORDER = {**_INNER, "fastmath": False}
@@ -1120,7 +1120,9 @@ def wavelet_planes(frames, weights, first_rest, second_rest, difference):
         _replicate(frames[n], margin, inside)
         _convolve(padded.reshape(-1), wide, weights, 1, rows, total, first.reshape(-1))
         _convolve(first.reshape(-1), wide, weights, 2, rows[: second.size], total, second.reshape(-1))
-        _subtract_planes(frames[n], first[margin:, margin:], second, first_rest[n], second_rest[n], difference[n])
+        _subtract_planes(
+            frames[n], first[margin:, margin:], second, first_rest[n], second_rest[n], difference[n]
+        )
 
 
 @njit(**_IN_ORDER)
@@ -1153,8 +1155,8 @@ def _replicate(frame, before, padded):
 def _convolve(pixels, wide, weights, step, rows, total, out):
     """Convolve a frame of rows of `wide` pixels along y and then along x, where all taps lie in it.
 
-    Frames in one piece make long loops. At the end of each row of `out` stand numbers without meaning, of taps
-    that reach into the next; after the last row there is nothing to reach into.
+    A frame in one piece makes long loops. At the end of each row of `out` stand numbers without meaning, of
+    taps that reach into the next row, which the last has not.
     """
     _weigh(pixels, step * wide, weights, total, rows)
     _weigh(rows, step, weights, total, out[: len(out) - (len(weights) - 1) * step])
@@ -1196,7 +1198,7 @@ def _add_one(total, weight, pixels, count):
 
 @njit(**_IN_ORDER)
 def crop_squares(frames, places, radius, out):
-    """Copy the square around each place.
+    """Copy the square around each place, moved into the frame where it would leave it.
 
     Parameters
     ----------
@@ -1210,9 +1212,11 @@ def crop_squares(frames, places, radius, out):
         (places, side²) float32, overwritten.
     """
     side = 2 * radius + 1
+    height, width = frames.shape[1:]
     for i in range(len(places)):
         frame, square = frames[places[i, 0]], out[i]
-        left, top = places[i, 1] - radius, places[i, 2] - radius
+        left = min(max(places[i, 1] - radius, 0), width - side)
+        top = min(max(places[i, 2] - radius, 0), height - side)
         for j in range(side):
             row = frame[top + j, left:]
             for k in range(side):
