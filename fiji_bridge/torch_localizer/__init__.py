@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["localize"]
 
-PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**24}
+PIXELS_AT_ONCE = {"cpu": 2**23, "cuda": 2**24}
 """Of frames that are read together."""
 
 SPOTS_AT_ONCE = 2**16

@@ -15,6 +15,9 @@ from scipy.special import erfcx
 INTEGRATED, SAMPLED, ASTIGMATIC = range(3)
 """Kinds of point spread function."""
 
+ALONE = 5
+"""Parameters of a spot of one molecule."""
+
 LANES = 16
 """Spots that go through the same arithmetic together, as the processor's vectors take them."""
 
@@ -51,6 +54,8 @@ _OPTIONS: dict[str, Any] = {
 _INNER = {**_OPTIONS, "_nrt": False}
 _EXACT = {**_INNER, "fastmath": {"contract"}}
 _IN_ORDER = {**_INNER, "fastmath": False}
+# Where the number of parameters is written out, their short loops become straight lines.
+_INLINE = {**_INNER, "forceinline": True}
 _TINY = np.finfo(np.float64).tiny
 
 # Loops over arrays without branches run eight values at a time, which calls of the C library do not. So the
@@ -185,12 +190,19 @@ def fit_spots(
                 for j in range(side):
                     for i in range(side):
                         work[3 * (j * wide + i) * lanes + lane] = mean[j * side + i]
-            if _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane]):
+            if together:
+                better = _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane], ALONE)
+            else:
+                better = _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane], p)
+            if better:
                 for j in range(side):
                     for i in range(side):
                         models[n, j * side + i] = work[3 * (j * wide + i) * lanes + lane]
             if state[lane, STATUS] == SEARCHING:
-                _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped)
+                if together:
+                    _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped, ALONE)
+                else:
+                    _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped, p)
                 _keep_within(trial, bounds, emitters, shared)
                 continue
             done = state[lane, STATUS] == DONE
@@ -200,8 +212,8 @@ def fit_spots(
             spot[lane] = -1
 
 
-@njit(**_INNER)
-def _judge(misfit, stops, state, vectors, triangles):
+@njit(**_INLINE)
+def _judge(misfit, stops, state, vectors, triangles, p):
     """Take the trial point or leave it, and change the trust region; tells which.
 
     Parameters
@@ -216,13 +228,14 @@ def _judge(misfit, stops, state, vectors, triangles):
         (5, p) ``POINT``, ``TRIAL`` and so on.
     triangles
         (2, p, p + 1) of the linear problems at the point and at the trial.
+    p
+        Number of parameters.
     """
     point, trial, step = vectors[POINT], vectors[TRIAL], vectors[STEP]
     scale, lengths = vectors[SCALE], vectors[LENGTHS]
-    p = len(point)
     first_step, tolerance, point_tolerance = stops[0], stops[1], stops[2]
     if state[STATUS] == FRESH:
-        _go_there(misfit, state, vectors, triangles)
+        _go_there(misfit, state, vectors, triangles, p)
         length = 0.0
         for k in range(p):
             scale[k] = lengths[k] if lengths[k] != 0 else 1.0
@@ -233,7 +246,7 @@ def _judge(misfit, stops, state, vectors, triangles):
         state[DAMPING] = state[STEPS] = state[TRIALS] = 0.0
         if not math.isfinite(misfit):
             state[STATUS] = FAILED
-        elif _is_stationary(triangles[0], lengths, misfit, tolerance):
+        elif _is_stationary(triangles[0], lengths, misfit, tolerance, p):
             state[STATUS] = DONE
         else:
             state[STATUS] = SEARCHING
@@ -277,9 +290,9 @@ def _judge(misfit, stops, state, vectors, triangles):
             still = still and abs(trial[k] - point[k]) <= point_tolerance * size
             length += (scale[k] * trial[k]) ** 2
         state[LENGTH] = math.sqrt(length)
-        _go_there(misfit, state, vectors, triangles)
+        _go_there(misfit, state, vectors, triangles, p)
         done = done or still or state[STEPS] >= stops[3]
-        done = done or _is_stationary(triangles[0], lengths, misfit, tolerance)
+        done = done or _is_stationary(triangles[0], lengths, misfit, tolerance, p)
         for k in range(p):
             scale[k] = max(scale[k], lengths[k])
     if done or reach <= tolerance * state[LENGTH]:
@@ -289,11 +302,10 @@ def _judge(misfit, stops, state, vectors, triangles):
     return better
 
 
-@njit(**_INNER)
-def _go_there(misfit, state, vectors, triangles):
+@njit(**_INLINE)
+def _go_there(misfit, state, vectors, triangles, p):
     state[MISFIT] = misfit
     rows, trial_rows = triangles[0], triangles[1]
-    p = rows.shape[0]
     for k in range(p):
         vectors[POINT, k] = vectors[TRIAL, k]
         total = 0.0
@@ -975,10 +987,9 @@ def _orthogonalize(columns, rows):
                 other[i] -= share * column[i]
 
 
-@njit(**_INNER)
-def _is_stationary(rows, lengths, misfit, tolerance):
+@njit(**_INLINE)
+def _is_stationary(rows, lengths, misfit, tolerance, p):
     """Whether the residual is at right angles to all derivatives, or nothing is left of it."""
-    p = rows.shape[0]
     if misfit == 0:
         return True
     norm = math.sqrt(misfit)
@@ -991,10 +1002,9 @@ def _is_stationary(rows, lengths, misfit, tolerance):
     return True
 
 
-@njit(**_INNER)
-def _back_substitute(rows, step):
+@njit(**_INLINE)
+def _back_substitute(rows, step, p):
     """Solve; what the pixels do not depend on, such as where in its pixel a very narrow spot is, stays."""
-    p = rows.shape[0]
     for k in range(p - 1, -1, -1):
         total = rows[k, p]
         for j in range(k + 1, p):
@@ -1002,35 +1012,36 @@ def _back_substitute(rows, step):
         step[k] = total / rows[k, k] if rows[k, k] != 0 else 0.0
 
 
-@njit(**_INNER)
-def _scaled_length(scale, step):
+@njit(**_INLINE)
+def _scaled_length(scale, step, p):
     total = 0.0
-    for k in range(len(step)):
+    for k in range(p):
         total += (scale[k] * step[k]) ** 2
     return math.sqrt(total)
 
 
-@njit(**_INNER)
-def _propose(state, vectors, rows, augmented, damped):
+@njit(**_INLINE)
+def _propose(state, vectors, rows, augmented, damped, p):
     """Leave in ``TRIAL`` where the linear problem sends the search within its trust region."""
-    state[DAMPING] = _minimize_within(
-        rows, vectors[SCALE], state[REACH], state[DAMPING], augmented, damped, vectors[STEP]
-    )
-    for k in range(rows.shape[0]):
-        vectors[TRIAL, k] = vectors[POINT, k] + vectors[STEP, k]
+    scale, step, reach = vectors[SCALE], vectors[STEP], state[REACH]
+    _back_substitute(rows, step, p)
+    free_length = _scaled_length(scale, step, p)
+    if free_length - reach > 0.1 * reach:
+        damping = state[DAMPING]
+        state[DAMPING] = _minimize_within(rows, scale, reach, damping, free_length, augmented, damped, step)
+    else:
+        state[DAMPING] = 0.0
+    for k in range(p):
+        vectors[TRIAL, k] = vectors[POINT, k] + step[k]
 
 
 @njit(**_INNER)
-def _minimize_within(rows, scale, reach, damping, augmented, damped, step):
-    """Minimize the quadratic model within the trust region; gives the damping that does it.
+def _minimize_within(rows, scale, reach, damping, free_length, augmented, damped, step):
+    """Minimize the quadratic model on the border of the trust region; gives the damping that does it.
 
     Newton's method on the inverse of the step's length, between a lower and an upper bound (Moré, section 5).
     """
     p = rows.shape[0]
-    _back_substitute(rows, step)
-    free_length = _scaled_length(scale, step)
-    if not free_length - reach > 0.1 * reach:
-        return 0.0
     slope = 0.0
     for k in range(p):
         total = 0.0
@@ -1052,8 +1063,8 @@ def _minimize_within(rows, scale, reach, damping, augmented, damped, step):
                 augmented[k, i] = rows[i, k] if i <= k else 0.0
                 augmented[k, p + i] = root * scale[k] if i == k else 0.0
         _triangulate(augmented, damped)
-        _back_substitute(damped, step)
-        length = _scaled_length(scale, step)
+        _back_substitute(damped, step, p)
+        length = _scaled_length(scale, step, p)
         previous, excess = excess, length - reach
         if trial == 10 or abs(excess) <= 0.1 * reach or (low == 0 and excess <= previous < 0):
             break
