@@ -108,7 +108,7 @@ def frame_blocks(stack: "xr.DataArray", frames: int | None = None) -> Iterator[t
     Yields
     ------
     tuple of int and numpy.ndarray
-        Number of the block's first frame, counted from 0, and the block (n, y, x).
+        Number of the block's first frame, counted from 0, and the block (n, y, x); do not write to it.
 
     Raises
     ------
@@ -124,8 +124,11 @@ def frame_blocks(stack: "xr.DataArray", frames: int | None = None) -> Iterator[t
         frames = max(1, BLOCK_BYTES // (math.prod(stack.shape[1:]) * stack.dtype.itemsize))
     if frames < 1:
         raise FijiBridgeError(f"A block must have at least one frame, not {frames}.")
+    opened = _OPENED.get(getattr(stack.data, "name", ""))
+    held = opened is not None and opened.in_memory
     for first in range(0, stack.sizes["t"], frames):
-        block = stack[first : first + frames].to_numpy()
+        some = slice(first, first + frames)
+        block = opened[some] if opened is not None and held else stack[some].to_numpy()
         if block.dtype.kind == "f" and not np.isfinite(block).all():
             frame = first + int(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0]) + 1
             raise FijiBridgeError(
@@ -247,6 +250,7 @@ class _Guarded:
         self.shape = tuple(data.shape)
         self.ndim = len(self.shape)
         self.dtype = np.dtype(data.dtype).newbyteorder("=")
+        self.in_memory = isinstance(data, np.ndarray)
         self._data = data
         self._source = source
 

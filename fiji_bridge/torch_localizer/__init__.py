@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 __all__ = ["localize"]
 
-PIXELS_AT_ONCE = {"cpu": 2**22, "cuda": 2**24}
+PIXELS_AT_ONCE = {"cpu": 2**23, "cuda": 2**24}
 """Of frames that are read together."""
 
 SPOTS_AT_ONCE = 2**16
 """Candidates kept, from as many blocks as it takes, and on a GPU fitted together: the last few of each fit
 need many steps."""
 
-TO_A_THREAD = {"pixels": 2**19, "spots": 2**12}
+TO_A_THREAD = {"pixels": 2**18, "spots": 2**12}
 """Of what a thread of the CPU takes at a time, so that it stays in the processor's caches."""
 
 
@@ -257,7 +257,7 @@ def _counts(block: np.ndarray, camera: Camera, device: torch.device, lift: bool)
     that is not there.
     """
     if camera.offset_map is None and camera.gain_map is None:
-        above = block.astype(np.float32) - np.float32(camera.offset)
+        above = np.subtract(block, np.float32(camera.offset), dtype=np.float32, casting="same_kind")
     else:
         above = (camera.to_photons(block) / _photons_per_count(camera)).astype(np.float32)
     counts = torch.from_numpy(above).to(device)
@@ -345,7 +345,7 @@ class Candidates:
         columns = zip(*(vars(part).values() for part in parts), strict=True)
         return cls(*(torch.cat(column) for column in columns))
 
-    def __getitem__(self, some: slice) -> Candidates:
+    def __getitem__(self, some: slice | Tensor) -> Candidates:
         return Candidates(*(values[some] for values in vars(self).values()))
 
 
@@ -358,7 +358,10 @@ def _detect(
     measured: np.ndarray,
     lift: bool,
 ) -> list[Candidates]:
-    """Find the candidates of a block of frames, whose first is number `start`; `lift` as for `_counts`."""
+    """Find the candidates of a block of frames, whose first is number `start`; `lift` as for `_counts`.
+
+    Those whose square of pixels would leave the frame are left out, for all slices at once.
+    """
     parts: dict[int, Candidates] = {}
 
     def work(some: slice) -> None:
@@ -368,43 +371,45 @@ def _detect(
 
     frames = max(1, TO_A_THREAD["pixels"] // math.prod(seen.shape[1:]))
     in_threads(work, len(seen), frames if device.type == "cpu" else len(seen))
-    return [parts[first] for first in sorted(parts)]
+    found = Candidates.join([parts[first] for first in sorted(parts)])
+    if analysis.whole_frames:
+        return [found]
+    height, width = seen.shape[1:]
+    radius = analysis.estimator.radius
+    inside = (found.x >= radius) & (found.x < width - radius)
+    inside &= (found.y >= radius) & (found.y < height - radius)
+    return [found[inside]]
 
 
 def _candidates(analysis: Analysis, start: int, seen: Tensor, measured: Tensor) -> Candidates:
     variables = analysis.filter(seen)
     thresholds = analysis.threshold(variables)
     found = analysis.detector(variables["F"], thresholds)
-    height, width = seen.shape[1:]
-    if not analysis.whole_frames:
-        radius = analysis.estimator.radius
-        limit = found.new_tensor([width, height]) - radius
-        cell = found[:, 1:].floor()
-        found = found[((cell >= radius) & (cell < limit)).all(1)]
     whole = found.long()
     frame, x, y = whole.unbind(1)
     # A filtered value and a threshold of zero both, as empty frames have, are equal: a strength of 1.
     strength = (variables["F"][frame, y, x].double() / thresholds[frame].double()).nan_to_num(1.0, torch.inf)
-    place = found[:, 1:]
-    if analysis.whole_frames:
-        best = [int(i[strength[i].argmax()]) for i in ((frame == n).nonzero()[:, 0] for n in frame.unique())]
-        frame, x, y, place, strength = (values[best] for values in (frame, x, y, place, strength))
-        x, y = torch.full_like(x, width // 2), torch.full_like(y, height // 2)
-        pixels = measured[frame].flatten(1)
-    else:
-        pixels = _squares(measured, whole, radius)
+    if not analysis.whole_frames:
+        pixels = _squares(measured, whole, analysis.estimator.radius)
+        return Candidates(frame + start, x, y, found[:, 1:] - whole[:, 1:], strength, pixels)
+    best = [int(i[strength[i].argmax()]) for i in ((frame == n).nonzero()[:, 0] for n in frame.unique())]
+    height, width = seen.shape[1:]
+    frame, place, strength = frame[best], found[best, 1:], strength[best]
+    x, y = torch.full_like(frame, width // 2), torch.full_like(frame, height // 2)
     at = place - torch.stack([x, y], 1)
-    return Candidates(frame + start, x, y, at, strength, pixels)
+    return Candidates(frame + start, x, y, at, strength, measured[frame].flatten(1))
 
 
 def _squares(frames: Tensor, places: Tensor, radius: int) -> Tensor:
-    """Give the pixels (n, side²) around places (n, 3) of frame, x and y."""
+    """Give the pixels (n, side²) around places (n, 3) of frame, x and y; squares are moved into the frame."""
     if frames.device.type == "cpu":
         out = np.empty((len(places), (2 * radius + 1) ** 2), np.float32)
         kernels.crop_squares(frames.contiguous().numpy(), places.numpy(), radius, out)
         return torch.from_numpy(out)
     reach = torch.arange(-radius, radius + 1, device=frames.device)
+    height, width = frames.shape[1:]
     frame, x, y = places[:, :, None, None].unbind(1)
+    x, y = x.clamp(radius, width - 1 - radius), y.clamp(radius, height - 1 - radius)
     return frames[frame, y + reach[:, None], x + reach].flatten(1)
 
 

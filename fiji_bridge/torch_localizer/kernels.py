@@ -15,6 +15,9 @@ from scipy.special import erfcx
 INTEGRATED, SAMPLED, ASTIGMATIC = range(3)
 """Kinds of point spread function."""
 
+ALONE = 5
+"""Parameters of a spot of one molecule."""
+
 LANES = 16
 """Spots that go through the same arithmetic together, as the processor's vectors take them."""
 
@@ -47,7 +50,12 @@ _OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},
 }
-_EXACT = {**_OPTIONS, "fastmath": {"contract"}}
+# What allocates nothing need not count references to arrays, whose atomic counters took a fifth of the time.
+_INNER = {**_OPTIONS, "_nrt": False}
+_EXACT = {**_INNER, "fastmath": {"contract"}}
+_IN_ORDER = {**_INNER, "fastmath": False}
+# Where the number of parameters is written out, their short loops become straight lines.
+_INLINE = {**_INNER, "forceinline": True}
 _TINY = np.finfo(np.float64).tiny
 
 # Loops over arrays without branches run eight values at a time, which calls of the C library do not. So the
@@ -182,12 +190,19 @@ def fit_spots(
                 for j in range(side):
                     for i in range(side):
                         work[3 * (j * wide + i) * lanes + lane] = mean[j * side + i]
-            if _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane]):
+            if together:
+                better = _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane], ALONE)
+            else:
+                better = _judge(found[lane], stops, state[lane], vectors[lane], triangles[lane], p)
+            if better:
                 for j in range(side):
                     for i in range(side):
                         models[n, j * side + i] = work[3 * (j * wide + i) * lanes + lane]
             if state[lane, STATUS] == SEARCHING:
-                _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped)
+                if together:
+                    _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped, ALONE)
+                else:
+                    _propose(state[lane], vectors[lane], triangles[lane, 0], augmented, damped, p)
                 _keep_within(trial, bounds, emitters, shared)
                 continue
             done = state[lane, STATUS] == DONE
@@ -197,8 +212,8 @@ def fit_spots(
             spot[lane] = -1
 
 
-@njit(**_OPTIONS)
-def _judge(misfit, stops, state, vectors, triangles):
+@njit(**_INLINE)
+def _judge(misfit, stops, state, vectors, triangles, p):
     """Take the trial point or leave it, and change the trust region; tells which.
 
     Parameters
@@ -213,13 +228,14 @@ def _judge(misfit, stops, state, vectors, triangles):
         (5, p) ``POINT``, ``TRIAL`` and so on.
     triangles
         (2, p, p + 1) of the linear problems at the point and at the trial.
+    p
+        Number of parameters.
     """
     point, trial, step = vectors[POINT], vectors[TRIAL], vectors[STEP]
     scale, lengths = vectors[SCALE], vectors[LENGTHS]
-    p = len(point)
     first_step, tolerance, point_tolerance = stops[0], stops[1], stops[2]
     if state[STATUS] == FRESH:
-        _go_there(misfit, state, vectors, triangles)
+        _go_there(misfit, state, vectors, triangles, p)
         length = 0.0
         for k in range(p):
             scale[k] = lengths[k] if lengths[k] != 0 else 1.0
@@ -230,7 +246,7 @@ def _judge(misfit, stops, state, vectors, triangles):
         state[DAMPING] = state[STEPS] = state[TRIALS] = 0.0
         if not math.isfinite(misfit):
             state[STATUS] = FAILED
-        elif _is_stationary(triangles[0], lengths, misfit, tolerance):
+        elif _is_stationary(triangles[0], lengths, misfit, tolerance, p):
             state[STATUS] = DONE
         else:
             state[STATUS] = SEARCHING
@@ -274,9 +290,9 @@ def _judge(misfit, stops, state, vectors, triangles):
             still = still and abs(trial[k] - point[k]) <= point_tolerance * size
             length += (scale[k] * trial[k]) ** 2
         state[LENGTH] = math.sqrt(length)
-        _go_there(misfit, state, vectors, triangles)
+        _go_there(misfit, state, vectors, triangles, p)
         done = done or still or state[STEPS] >= stops[3]
-        done = done or _is_stationary(triangles[0], lengths, misfit, tolerance)
+        done = done or _is_stationary(triangles[0], lengths, misfit, tolerance, p)
         for k in range(p):
             scale[k] = max(scale[k], lengths[k])
     if done or reach <= tolerance * state[LENGTH]:
@@ -286,11 +302,10 @@ def _judge(misfit, stops, state, vectors, triangles):
     return better
 
 
-@njit(**_OPTIONS)
-def _go_there(misfit, state, vectors, triangles):
+@njit(**_INLINE)
+def _go_there(misfit, state, vectors, triangles, p):
     state[MISFIT] = misfit
     rows, trial_rows = triangles[0], triangles[1]
-    p = rows.shape[0]
     for k in range(p):
         vectors[POINT, k] = vectors[TRIAL, k]
         total = 0.0
@@ -333,7 +348,7 @@ def cramer_rao(kind, calibration, emitters, shared, fixed, side, points, base, v
             variances[n, i] = total
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _keep_within(point, bounds, emitters, shared):
     if bounds[1] == math.inf:
         return
@@ -344,7 +359,7 @@ def _keep_within(point, bounds, emitters, shared):
             point[4 * e + 3] = min(max(abs(point[4 * e + 3]), bounds[0]), bounds[1])
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _linearize(
     kind, calibration, likelihood, emitters, shared, bounds, point, data, own, base, weight,
     axes, edges, shapes, logs, mean, columns, rows,
@@ -417,7 +432,7 @@ def _linearize(
 # known at compile time; only so do loops over the lanes become the processor's vectors.
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _sum_up(kind, likelihood, tried, seen, own, lines, borders, logs, work, partial, sums, found):
     """Sum over the pixels of one-molecule spots what `_decompose_sums` makes triangles of, all lanes at once.
 
@@ -477,7 +492,7 @@ def _sum_up(kind, likelihood, tried, seen, own, lines, borders, logs, work, part
         _add_row(partial, along_y[3 * j * LANES :], sums)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _model_light(light, share, seen, work, bright):
     for v in range(LANES):
         for i in range(BLOCK):
@@ -486,7 +501,7 @@ def _model_light(light, share, seen, work, bright):
             bright[i * LANES + v] = max(value, DIMMEST)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _add_squares(seen, work, found):
     for v in range(LANES):
         total = 0.0
@@ -499,7 +514,7 @@ def _add_squares(seen, work, found):
         found[v] += total
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _add_deviance(seen, bright, logarithm, work, found):
     for v in range(LANES):
         total = 0.0
@@ -513,7 +528,7 @@ def _add_deviance(seen, bright, logarithm, work, found):
         found[v] += total
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _add_block(work, along_x, partial):
     for v in range(LANES):
         w1 = ws = wc = wd = wss = wsc = wsd = wcc = wcd = wdd = r1 = rs = rc = rd = 0.0
@@ -555,7 +570,7 @@ def _add_block(work, along_x, partial):
         partial[13 * LANES + v] += rd
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _add_row(partial, along_y, sums):
     for v in range(LANES):
         share, centre, width = along_y[v], along_y[LANES + v], along_y[2 * LANES + v]
@@ -585,7 +600,7 @@ def _add_row(partial, along_y, sums):
         sums[19 * LANES + v] += partial[10 * LANES + v]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
     """Do as `_factorize`, for all lanes; `exact` tells of which, as 1 or 0.
 
@@ -636,25 +651,25 @@ def _decompose_sums(sums, tried, bounds, factors, triangle, exact):
             _multiply(inverse, row[j * LANES :])
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _scale(values, first, second, out):
     for v in range(LANES):
         out[v] = values[v] * first[v] * second[v]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _subtract(first, second, out):
     for v in range(LANES):
         out[v] -= first[v] * second[v]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _multiply(values, out):
     for v in range(LANES):
         out[v] *= values[v]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _share_out(kind, tried, side, lines, borders):
     """Do as `_integrated` or `_sampled`, for all lanes."""
     radius = side // 2
@@ -685,7 +700,7 @@ def _share_out(kind, tried, side, lines, borders):
                 _sampled_share(scaled, density, work, at, out, 3 * i * LANES)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _integrated_share(scaled, density, cumulative, peak, at, out, to):
     for v in range(LANES):
         here, there = peak[v] * density[at + v], peak[v] * density[at + LANES + v]
@@ -694,7 +709,7 @@ def _integrated_share(scaled, density, cumulative, peak, at, out, to):
         out[to + 2 * LANES + v] = here * scaled[at + v] - there * scaled[at + LANES + v]
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _sampled_share(scaled, density, peak, at, out, to):
     for v in range(LANES):
         u, value, inverse = scaled[at + v], density[at + v] * peak[v], peak[LANES + v]
@@ -703,7 +718,7 @@ def _sampled_share(scaled, density, peak, at, out, to):
         out[to + 2 * LANES + v] = value * (u * u - 1) * 2 * inverse
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _free_within(point, bounds, emitters, shared, columns):
     """Take out of the linear problem the intensities that stand at a bound and would go beyond."""
     p = len(point)
@@ -719,7 +734,7 @@ def _free_within(point, bounds, emitters, shared, columns):
                 columns[k, i] = 0.0
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _integrated(x, y, sigma, edges, axes):
     """Along each axis: the share of the light in each pixel, and its derivatives by centre and sigma."""
     side = axes.shape[2]
@@ -739,7 +754,7 @@ def _integrated(x, y, sigma, edges, axes):
             axis[2, i] = peak * (density[j] * scaled[j] - density[j + 1] * scaled[j + 1])
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _sampled(x, y, root, axes):
     """Do as `_integrated`, of a Gaussian sampled at pixel centres whose sigma is the square of `root`."""
     side = axes.shape[2]
@@ -832,7 +847,7 @@ def _logarithm(values, exponent, mantissa):
         mantissa[i] = total * s + power * 0.6931471805599453
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _outer(axes, shape):
     side = axes.shape[2]
     along_x, along_y = axes[0], axes[1]
@@ -861,7 +876,7 @@ def _squared_width(c, at, z):
     return value, half * (2 * u + 3 * c[at + 1] * u**2 + 4 * c[at + 2] * u**3) / depth
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _astigmatic(calibration, x, y, z, side, shape):
     """Elliptical Gaussian whose integral is 1, and its derivatives by x, y and z."""
     radius = side // 2
@@ -883,7 +898,7 @@ def _astigmatic(calibration, x, y, z, side, shape):
             shape[3, at] = 0.5 * value * (u * u * first_slope + v * v * second_slope - fading)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _deviance(data, own, mean, roots, logs):
     """Poisson deviance of the model and the roots of the weights of its squared residuals.
 
@@ -900,7 +915,7 @@ def _deviance(data, own, mean, roots, logs):
     return max(2 * total, 0.0)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _own_deviance(data, work, logs):
     for i in range(len(data)):
         work[i] = max(data[i], _TINY)
@@ -911,7 +926,7 @@ def _own_deviance(data, work, logs):
     return total
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _triangulate(columns, rows):
     """Bring the problem to triangular form; `columns` are overwritten.
 
@@ -921,7 +936,7 @@ def _triangulate(columns, rows):
         _orthogonalize(columns, rows)
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _factorize(columns, rows):
     """Do as `_triangulate` by Cholesky's decomposition; tells whether that is exact to ten digits."""
     p, m = rows.shape[0], columns.shape[1]
@@ -948,7 +963,7 @@ def _factorize(columns, rows):
     return True
 
 
-@njit(**_OPTIONS)
+@njit(**_INNER)
 def _orthogonalize(columns, rows):
     """Do as `_triangulate` by the modified Gram-Schmidt process; the target goes along."""
     p, m = rows.shape[0], columns.shape[1]
@@ -972,10 +987,9 @@ def _orthogonalize(columns, rows):
                 other[i] -= share * column[i]
 
 
-@njit(**_OPTIONS)
-def _is_stationary(rows, lengths, misfit, tolerance):
+@njit(**_INLINE)
+def _is_stationary(rows, lengths, misfit, tolerance, p):
     """Whether the residual is at right angles to all derivatives, or nothing is left of it."""
-    p = rows.shape[0]
     if misfit == 0:
         return True
     norm = math.sqrt(misfit)
@@ -988,10 +1002,9 @@ def _is_stationary(rows, lengths, misfit, tolerance):
     return True
 
 
-@njit(**_OPTIONS)
-def _back_substitute(rows, step):
+@njit(**_INLINE)
+def _back_substitute(rows, step, p):
     """Solve; what the pixels do not depend on, such as where in its pixel a very narrow spot is, stays."""
-    p = rows.shape[0]
     for k in range(p - 1, -1, -1):
         total = rows[k, p]
         for j in range(k + 1, p):
@@ -999,35 +1012,36 @@ def _back_substitute(rows, step):
         step[k] = total / rows[k, k] if rows[k, k] != 0 else 0.0
 
 
-@njit(**_OPTIONS)
-def _scaled_length(scale, step):
+@njit(**_INLINE)
+def _scaled_length(scale, step, p):
     total = 0.0
-    for k in range(len(step)):
+    for k in range(p):
         total += (scale[k] * step[k]) ** 2
     return math.sqrt(total)
 
 
-@njit(**_OPTIONS)
-def _propose(state, vectors, rows, augmented, damped):
+@njit(**_INLINE)
+def _propose(state, vectors, rows, augmented, damped, p):
     """Leave in ``TRIAL`` where the linear problem sends the search within its trust region."""
-    state[DAMPING] = _minimize_within(
-        rows, vectors[SCALE], state[REACH], state[DAMPING], augmented, damped, vectors[STEP]
-    )
-    for k in range(rows.shape[0]):
-        vectors[TRIAL, k] = vectors[POINT, k] + vectors[STEP, k]
+    scale, step, reach = vectors[SCALE], vectors[STEP], state[REACH]
+    _back_substitute(rows, step, p)
+    free_length = _scaled_length(scale, step, p)
+    if free_length - reach > 0.1 * reach:
+        damping = state[DAMPING]
+        state[DAMPING] = _minimize_within(rows, scale, reach, damping, free_length, augmented, damped, step)
+    else:
+        state[DAMPING] = 0.0
+    for k in range(p):
+        vectors[TRIAL, k] = vectors[POINT, k] + step[k]
 
 
-@njit(**_OPTIONS)
-def _minimize_within(rows, scale, reach, damping, augmented, damped, step):
-    """Minimize the quadratic model within the trust region; gives the damping that does it.
+@njit(**_INNER)
+def _minimize_within(rows, scale, reach, damping, free_length, augmented, damped, step):
+    """Minimize the quadratic model on the border of the trust region; gives the damping that does it.
 
     Newton's method on the inverse of the step's length, between a lower and an upper bound (Moré, section 5).
     """
     p = rows.shape[0]
-    _back_substitute(rows, step)
-    free_length = _scaled_length(scale, step)
-    if not free_length - reach > 0.1 * reach:
-        return 0.0
     slope = 0.0
     for k in range(p):
         total = 0.0
@@ -1049,8 +1063,8 @@ def _minimize_within(rows, scale, reach, damping, augmented, damped, step):
                 augmented[k, i] = rows[i, k] if i <= k else 0.0
                 augmented[k, p + i] = root * scale[k] if i == k else 0.0
         _triangulate(augmented, damped)
-        _back_substitute(damped, step)
-        length = _scaled_length(scale, step)
+        _back_substitute(damped, step, p)
+        length = _scaled_length(scale, step, p)
         previous, excess = excess, length - reach
         if trial == 10 or abs(excess) <= 0.1 * reach or (low == 0 and excess <= previous < 0):
             break
@@ -1091,9 +1105,13 @@ def convolve_frames(frames, weights, step, out):
     reach = (len(weights) - 1) * step
     before = reach - len(weights) // 2 * step
     padded = np.empty((height + reach, width + reach), np.float32)
+    rows, total = np.empty(height * padded.shape[1], np.float32), np.empty(height * padded.shape[1])
+    smooth = np.empty((height, padded.shape[1]), np.float32)
     for n in range(frames.shape[0]):
         _replicate(frames[n], before, padded)
-        _convolve_inside(padded, weights, step, out[n])
+        _convolve(padded.reshape(-1), padded.shape[1], weights, step, rows, total, smooth.reshape(-1))
+        for y in range(height):
+            out[n, y] = smooth[y, :width]
 
 
 @njit(nogil=True, cache=True)
@@ -1105,55 +1123,61 @@ def wavelet_planes(frames, weights, first_rest, second_rest, difference):
     margin, ring = len(weights) - 1, len(weights) // 2
     height, width = frames.shape[1:]
     padded = np.zeros((height + 2 * (margin + ring), width + 2 * (margin + ring)), np.float32)
-    first = np.empty((height + 2 * margin, width + 2 * margin), np.float32)
-    second = np.empty((height, width), np.float32)
+    wide = padded.shape[1]
+    inside = padded[ring : len(padded) - ring, ring : wide - ring]
+    first, second = np.empty((height + 2 * margin, wide), np.float32), np.empty((height, wide), np.float32)
+    rows, total = np.empty(first.size, np.float32), np.empty(first.size)
     for n in range(frames.shape[0]):
-        _replicate(frames[n], margin, padded[ring : ring + len(first), ring : ring + first.shape[1]])
-        _convolve_inside(padded, weights, 1, first)
-        _convolve_inside(first, weights, 2, second)
-        for y in range(height):
-            _add_planes(
-                frames[n, y], first[y + margin, margin:], second[y],
-                first_rest[n, y], second_rest[n, y], difference[n, y],
-            )  # fmt: skip
+        _replicate(frames[n], margin, inside)
+        _convolve(padded.reshape(-1), wide, weights, 1, rows, total, first.reshape(-1))
+        _convolve(first.reshape(-1), wide, weights, 2, rows[: second.size], total, second.reshape(-1))
+        _subtract_planes(
+            frames[n], first[margin:, margin:], second, first_rest[n], second_rest[n], difference[n]
+        )
 
 
-@njit(nogil=True, cache=True)
-def _add_planes(frame, first, second, first_rest, second_rest, difference):
-    for x in range(len(frame)):
-        first_rest[x] = frame[x] - first[x]
-        second_rest[x] = frame[x] - second[x]
-    for x in range(len(frame)):
-        difference[x] = first[x] - second[x]
+@njit(**_IN_ORDER)
+def _subtract_planes(frame, first, second, first_rest, second_rest, difference):
+    height, width = frame.shape
+    for y in range(height):
+        row, smooth, smoother = frame[y], first[y], second[y]
+        rest, smooth_rest, out = first_rest[y], second_rest[y], difference[y]
+        for x in range(width):
+            rest[x] = row[x] - smooth[x]
+            smooth_rest[x] = row[x] - smoother[x]
+            out[x] = smooth[x] - smoother[x]
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def _replicate(frame, before, padded):
     """Put a frame, `before` pixels from its start, into a larger one whose rest its border fills."""
     height, width = frame.shape
     for y in range(padded.shape[0]):
-        row = frame[min(max(y - before, 0), height - 1)]
-        padded[y, :before] = row[0]
-        padded[y, before : before + width] = row
-        padded[y, before + width :] = row[width - 1]
+        given, row = frame[min(max(y - before, 0), height - 1)], padded[y]
+        for x in range(before):
+            row[x] = given[0]
+        for x in range(width):
+            row[before + x] = given[x]
+        for x in range(before + width, len(row)):
+            row[x] = given[width - 1]
 
 
-@njit(nogil=True, cache=True)
-def _convolve_inside(frame, weights, step, out):
-    """Convolve along y and then along x, where all taps lie in the frame."""
-    height = len(out)
-    row, total = np.empty(frame.shape[1], np.float32), np.empty(frame.shape[1])
-    pixels = frame.reshape(-1)
-    for y in range(height):
-        _weigh(pixels[y * len(row) :], step * len(row), weights, total, row)
-        _weigh(row, step, weights, total, out[y])
+@njit(**_IN_ORDER)
+def _convolve(pixels, wide, weights, step, rows, total, out):
+    """Convolve a frame of rows of `wide` pixels along y and then along x, where all taps lie in it.
+
+    A frame in one piece makes long loops. At the end of each row of `out` stand numbers without meaning, of
+    taps that reach into the next row, which the last has not.
+    """
+    _weigh(pixels, step * wide, weights, total, rows)
+    _weigh(rows, step, weights, total, out[: len(out) - (len(weights) - 1) * step])
 
 
 # Products in single and sums in double precision, one after the other, are the plugin's, down to ties of
 # neighbours.
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def _weigh(pixels, distance, weights, total, out):
     taps, count = len(weights), len(out)
     if taps == 5:  # as in the default filter
@@ -1169,7 +1193,7 @@ def _weigh(pixels, distance, weights, total, out):
         out[x] = total[x]
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def _weigh_five(weights, first, second, third, fourth, fifth, out):
     a, b, c, d, e = weights[0], weights[1], weights[2], weights[3], weights[4]
     for x in range(len(out)):
@@ -1177,15 +1201,15 @@ def _weigh_five(weights, first, second, third, fourth, fifth, out):
         out[x] = ((total + third[x] * c) + fourth[x] * d) + fifth[x] * e
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def _add_one(total, weight, pixels, count):
     for x in range(count):
         total[x] += pixels[x] * weight
 
 
-@njit(nogil=True, cache=True)
+@njit(**_IN_ORDER)
 def crop_squares(frames, places, radius, out):
-    """Copy the square around each place.
+    """Copy the square around each place, moved into the frame where it would leave it.
 
     Parameters
     ----------
@@ -1199,11 +1223,15 @@ def crop_squares(frames, places, radius, out):
         (places, side²) float32, overwritten.
     """
     side = 2 * radius + 1
+    height, width = frames.shape[1:]
     for i in range(len(places)):
-        frame = frames[places[i, 0]]
-        left, top = places[i, 1] - radius, places[i, 2] - radius
+        frame, square = frames[places[i, 0]], out[i]
+        left = min(max(places[i, 1] - radius, 0), width - side)
+        top = min(max(places[i, 2] - radius, 0), height - side)
         for j in range(side):
-            out[i, j * side : (j + 1) * side] = frame[top + j, left : left + side]
+            row = frame[top + j, left:]
+            for k in range(side):
+                square[j * side + k] = row[k]
 
 
 @njit(**_OPTIONS)
@@ -1249,28 +1277,50 @@ def find_maxima(images, thresholds, radius, diagonal, lowest, out):
         How many there are.
     """
     height, width = images.shape[1:]
+    marks = np.zeros(-(-width // 8) * 8, np.bool_)
+    eights = marks.view(np.int64)
     found = 0
     for n in range(images.shape[0]):
         image, limit = images[n], max(thresholds[n], lowest)
         for y in range(height):
-            for x in range(width):
-                value = image[y, x]
-                if not value >= limit:
+            _mark_peaks(image[max(0, y - 1)], image[y], image[min(height - 1, y + 1)], limit, marks)
+            for eight in range(len(eights)):
+                if eights[eight] == 0:
                     continue
-                left, right = max(0, x - radius), min(width, x + radius + 1)
-                highest = True
-                for j in range(max(0, y - radius), min(height, y + radius + 1)):
-                    for i in range(left, right):
-                        if image[j, i] > value and (diagonal or i == x or j == y):
-                            highest = False
-                            break
-                    if not highest:
-                        break
-                if highest:
-                    if found < out.shape[0]:
-                        out[found, 0], out[found, 1], out[found, 2] = n, x, y
-                    found += 1
+                for x in range(8 * eight, min(8 * eight + 8, width)):
+                    if marks[x] and _is_highest(image, x, y, radius, diagonal):
+                        if found < out.shape[0]:
+                            out[found, 0], out[found, 1], out[found, 2] = n, x, y
+                        found += 1
     return found
+
+
+@njit(**_IN_ORDER)
+def _mark_peaks(above, row, below, limit, marks):
+    """Mark the pixels of a row at or above the limit that no neighbour next to them exceeds.
+
+    They are few, and this is without branches, which the processor cannot foresee in noise.
+    """
+    last = len(row) - 1
+    for x in range(last + 1):
+        value = row[x]
+        marks[x] = (value >= limit) & (not above[x] > value) & (not below[x] > value)
+    for x in range(last):
+        marks[x] &= not row[x + 1] > row[x]
+    for x in range(last):
+        marks[x + 1] &= not row[x] > row[x + 1]
+
+
+@njit(**_IN_ORDER)
+def _is_highest(image, x, y, radius, diagonal):
+    """Whether no pixel of the square around a pixel exceeds it, or none on the square's axes."""
+    height, width = image.shape
+    value = image[y, x]
+    for j in range(max(0, y - radius), min(height, y + radius + 1)):
+        for i in range(max(0, x - radius), min(width, x + radius + 1)):
+            if image[j, i] > value and (diagonal or i == x or j == y):
+                return False
+    return True
 
 
 @njit(**_OPTIONS)
