@@ -16,6 +16,7 @@ import fiji_bridge
 from fiji_bridge.engines import ENGINES, ESTIMATORS, TABLE_FORMATS, TARGETED, UNCERTAINTIES, UNTRAINED
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_kept, check_model_target, check_target, jsonable
+from fiji_bridge.macro_options import parse_options
 
 INTERRUPTED = 130
 """What a shell reports for a program that Ctrl-C ended: 128 + SIGINT."""
@@ -382,18 +383,26 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
 
 def check_output(stack: Sequence[str], *outs: Path, folder: bool = False) -> None:
     """Stop before the work if its outputs would replace what is read or could not be written."""
+    if folder:  # `compare` itself knows what it writes there
+        return
     check_kept(stack, {f"--out {out}": out for out in outs})
-    if not folder:
-        for out in outs:
-            check_target(out)
+    for out in outs:
+        check_target(out)
 
 
 def read_as_well(arguments: argparse.Namespace) -> list[str]:
     """Files beside the stack that the command reads."""
     names = ("fit_stack", "background", "variance", "ground_truth", "model")
-    camera = camera_of(arguments)
+    named = (str(value) for name in names if (value := getattr(arguments, name, None)))
+    # A model may be the name of one that ships.
+    return [*named_in_options(arguments), *filter(os.path.isfile, named)]
+
+
+def named_in_options(arguments: argparse.Namespace) -> list[str]:
+    """Files that the camera's and the analysis' option strings name."""
+    camera, options = camera_of(arguments), parse_options(getattr(arguments, "options", None) or "")
     maps = [] if camera is None else camera.map_files.values()
-    return [*(str(value) for name in names if (value := getattr(arguments, name, None))), *maps]
+    return [*maps, *filter(os.path.isfile, options.values())]
 
 
 def check_table(table: Path, options: str, out: Path) -> None:
@@ -624,8 +633,7 @@ def run_simulate(arguments: argparse.Namespace, bar: Bar) -> Result:
         raise FijiBridgeError(
             f"--out and --ground-truth are both {arguments.out}; give each a file of its own."
         )
-    for path in (arguments.out, arguments.ground_truth):
-        check_target(path)
+    check_output(named_in_options(arguments), arguments.out, arguments.ground_truth)
     made = fiji_bridge.simulate(
         options=arguments.options,
         camera=camera_of(arguments),

@@ -76,30 +76,37 @@ def replacing_pair(
 def check_kept(read: Iterable[str | os.PathLike[str]], outs: Mapping[str, str | os.PathLike[str]]) -> None:
     """Refuse outputs, by what the user calls them, that would replace what is read.
 
-    A recording may have many files, of which one is named: none of them is replaced.
+    A recording may have many files, of which one or their folder is named: none of them is replaced, nor a
+    store or folder that has one of them in it.
 
     Raises
     ------
     FijiBridgeError
         If one would.
     """
-    given, targets = ({Path(path).resolve() for path in paths} for paths in (read, outs.values()))
+    from fiji_bridge.stack_formats import is_zarr
+
+    given, targets = ({Path(os.path.realpath(path)) for path in paths} for paths in (read, outs.values()))
     if any(target.exists() for target in targets):
-        given |= {file.resolve() for path in given if path.is_file() for file in _recorded_with(path)}
+        given |= {Path(os.path.realpath(file)) for path in given for file in _recorded_with(path)}
+    stores = {path for path in given if is_zarr(path)}
     for name, out in outs.items():
-        target = Path(out).resolve()
-        if target in given or (target.exists() and given.intersection(target.parents)):
+        target = Path(os.path.realpath(out))
+        kept = stores.intersection(target.parents) or any(target in path.parents for path in given)
+        if target in given or (target.exists() and kept):
             raise FijiBridgeError(
                 f"{name} is the input itself or a part of it; name another file to keep it."
             )
 
 
 def _recorded_with(path: Path) -> Sequence[Path]:
-    """All files of the recording that one of them opens."""
+    """All files of the recording that one of them, or their folder, opens."""
     from fiji_bridge import stack_formats
 
     try:
-        return stack_formats.read(path).files
+        if path.is_file():
+            return stack_formats.read(path).files
+        return stack_formats.images_in(path) if path.is_dir() else ()
     except FijiBridgeError:  # no recording, or one that its own command will complain of
         return ()
 

@@ -141,7 +141,6 @@ def test_as_much_is_doubted_as_the_network_is_wrong(engine, error):
     if error:
         light *= rng.gamma(error**-2, error**2, 30_000)
     photons = rng.poisson(light) + rng.normal(0, 1, 30_000)
-    photons[:20] = 1e4  # hot pixels
     adapted = noise.adapted(outputs, as_images(photons), readout)
     assert adapted.doubt == pytest.approx(error, rel=0.1, abs=0.02)
     assert adapted.constants() == noise.constants()

@@ -103,7 +103,7 @@ def test_the_fast_way_differs_by_rounding_alone(model):
 def test_progress_counts_frames_and_cancelling_leaves_nothing(model, tmp_path):
     told = []
     denoise(movie(5, 20, 20), model, progress=lambda *news: told.append(news))
-    assert told[:2] == [("Judging the model", 0, 1), ("Denoising", 0, 5)] and told[-1] == ("Denoising", 5, 5)
+    assert told[:2] == [("Denoising", 0, 5), ("Judging the model", 0, 5)] and told[-1] == ("Denoising", 5, 5)
 
     def cancel(stage, done, total):
         if done > 0:
@@ -152,8 +152,59 @@ def test_a_model_of_other_images_is_trusted_as_far_as_they_confirm_it(model, tmp
     out = denoise(raw, "single-molecule", camera=photons, fast=True, out=tmp_path / "out.tif")
     assert out.attrs["warnings"] == [warning]
     own = replace(model, camera=photons, details={"trained_on": [fingerprint(open_stack(raw))]})
-    assert "warnings" not in denoise(raw, own).attrs
+    known = [raw, raw.astype(np.float32), denoised.copy(data=raw)]  # the last still has its warning
+    assert not any("warnings" in denoise(stack, own).attrs for stack in known)
     assert "warnings" in denoise(raw, own, camera=photons.replace(photons_per_adu=2.0)).attrs
+    assert "warnings" in denoise(raw.reshape(2, 48, 192), own).attrs
+    late = np.concatenate([np.zeros_like(raw), raw])
+    assert fingerprint(open_stack(late)) != fingerprint(open_stack(np.zeros_like(late)))
+
+
+def test_a_model_is_known_for_its_own_after_saving_with_maps_too(model, tmp_path):
+    raw = movie(2, 32, 32)
+    camera = CAMERA.replace(variance_map=np.full((32, 32), 4.0, np.float32), pixel_size_nm=None)
+    own = replace(model, camera=camera, details={"trained_on": [fingerprint(open_stack(raw))]})
+    own.save(tmp_path / "own.safetensors")
+    told = []
+    denoise(
+        raw,
+        tmp_path / "own.safetensors",
+        camera=camera.replace(pixel_size_nm=99.0),
+        progress=lambda *news: told.append(news[0]),
+    )
+    assert "Judging the model" not in told
+
+
+@pytest.mark.parametrize("shape", [(2, 300, 300), (1, 2, 300, 300)])
+def test_all_frames_and_channels_are_judged(shape):
+    dims = ("t", "y", "x") if len(shape) == 3 else ("t", "c", "y", "x")
+    light = np.full(shape, 20.0)
+    light[..., -1:, :, :] = 20 + 180 * (np.arange(300) // 3 % 2)[:, None]
+    raw = xr.DataArray(np.random.default_rng(0).poisson(light).astype(np.uint16), dims=dims)
+    camera = Camera(offset=0.0, photons_per_adu=1.0)
+    denoised = denoise(raw, "single-molecule", camera=camera, fast=True).transpose(*dims).to_numpy()
+    error, before = (
+        np.sqrt(np.mean((of - light.squeeze()) ** 2, axis=(-1, -2))).ravel()
+        for of in (denoised, raw.to_numpy())
+    )
+    assert (error < 1.02 * before.reshape(error.shape)).all()
+
+
+def test_light_that_the_model_does_not_know_is_kept_and_a_hot_pixel_not():
+    light, camera = np.full((3, 96, 96), 2.0), Camera(offset=0.0, photons_per_adu=1.0)
+    y, x = np.mgrid[:96, :96]
+    light[1] += 4000 * np.exp(-((y - 40) ** 2 + (x - 50) ** 2) / 2) / (2 * np.pi)
+    raw = np.random.default_rng(1).poisson(light).astype(np.uint16)
+
+    def error(of, where):
+        return np.sqrt(np.mean((of - light)[where] ** 2))
+
+    denoised = denoise(raw, "confocal", camera=camera, fast=True).to_numpy()
+    assert error(denoised, light > 2.5) < 2 * error(raw, light > 2.5)  # 3.6 times without
+    raw[1] = raw[0]
+    raw[:, 20, 20] = 5000
+    denoised = denoise(raw, "confocal", camera=camera, fast=True).to_numpy()
+    assert error(denoised, np.s_[:, 30:, 60:]) < 0.2 * error(raw, np.s_[:, 30:, 60:])
 
 
 def test_a_model_of_such_images_is_trusted(capsys, tmp_path):

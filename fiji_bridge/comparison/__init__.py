@@ -20,7 +20,7 @@ from fiji_bridge.comparison.scoring import Scored, cross_validated, gain, score
 from fiji_bridge.comparison.sweep import Sweep
 from fiji_bridge.comparison.verdict import WAYS, Score, Verdict, judge
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import jsonable, replacing
+from fiji_bridge.files import check_kept, jsonable, replacing
 from fiji_bridge.macro_options import DEFAULT_OPTIONS, format_options, parse_options
 from fiji_bridge.progress import Progress, silent
 
@@ -45,6 +45,10 @@ ALIKE = 1.35
 FRC_PIXEL_NM = 10.0
 
 MEDIANS = ("uncertainty [nm]", "intensity [photon]", "sigma [nm]")
+
+TRAINED = "model.safetensors"
+WRITTEN = ("report.html", "result.json", "denoised.tif", "raw.csv", "denoised.csv", "hybrid.csv")
+"""What a comparison leaves in its folder, beside the model if it trained one."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,12 @@ def compare(
 
     progress, clock, folder = progress or silent, Clock(), Path(out)
     movie = _one_movie(open_stack(stack))
-    _check_folder(folder, stack)
+    _check_folder(folder)
+    read = (movie.attrs.get("source"), ground_truth, model)
+    check_kept(
+        [path for path in read if isinstance(path, (str, os.PathLike))],
+        {str(folder / name): folder / name for name in (*WRITTEN, *([] if model else [TRAINED]))},
+    )
     truth = None if ground_truth is None else _known_molecules(ground_truth, movie)
     wanted = parse_options(options)
     network = load_model(model) if isinstance(model, (str, os.PathLike)) else model
@@ -195,7 +204,7 @@ def compare(
             network = train(
                 movie, camera=camera, max_minutes=max_minutes, device=device, seed=seed, progress=progress
             )
-        network.save(folder / "model.safetensors")
+        network.save(folder / TRAINED)
     denoised_by = partial(
         denoise, model=network, camera=camera, estimator=estimator, device=device, progress=progress
     )
@@ -260,8 +269,8 @@ def _one_movie(stack: "xr.DataArray") -> "xr.DataArray":
     return stack
 
 
-def _check_folder(folder: Path, stack: Any) -> None:
-    """Refuse an output folder that cannot be made, or where the recording would be overwritten."""
+def _check_folder(folder: Path) -> None:
+    """Refuse an output folder that cannot be made."""
     standing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not standing.is_dir():
         raise FijiBridgeError(
@@ -269,8 +278,6 @@ def _check_folder(folder: Path, stack: Any) -> None:
         )
     if not os.access(standing, os.W_OK):
         raise FijiBridgeError(f"--out {folder}: the folder {standing} is not writable; choose another.")
-    if isinstance(stack, (str, os.PathLike)) and Path(stack).resolve() == (folder / "denoised.tif").resolve():
-        raise FijiBridgeError(f"--out {folder} would overwrite the recording {stack}; name another folder.")
 
 
 def _known_molecules(ground_truth: Any, movie: "xr.DataArray") -> "pd.DataFrame":

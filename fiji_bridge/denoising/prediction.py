@@ -10,14 +10,17 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising.baselines import Baseline
-from fiji_bridge.denoising.model import Model, fingerprint, has_bfloat16, load_model, readout_of
+from fiji_bridge.denoising.model import MAPS, Model, fingerprint, has_bfloat16, load_model, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
+from fiji_bridge.denoising.noise_models.protocol import outliers
 from fiji_bridge.denoising.whitening import noise_of, undo_sharing
 from fiji_bridge.devices import choose_device, keeping_memory
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.files import check_kept
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
 
@@ -26,8 +29,9 @@ TILE = 512
 SMALLEST_TILE = 8
 PIXELS_AT_ONCE = 2**19
 """Pixels that go through the network together."""
-JUDGED_PIXELS, JUDGING_PIXELS = 2**19, 2**17
-"""Pixels of the frames by which a network is judged on a stack unlike its own, and how many of them count."""
+WINDOWS, WINDOW, JUDGING_PIXELS = 16, 256, 2**17
+"""How many windows of which side [pixels] a network is judged by on a stack unlike its own, and how many of
+their pixels count."""
 WARNED = 0.2
 """Relative error of what the network expects above which a model does not fit a stack."""
 
@@ -100,6 +104,8 @@ def denoise(
         )
     progress = progress or silent
     opened = open_stack(stack)
+    if out is not None and (source := opened.attrs.get("source")):
+        check_kept([str(source)], {f"out={out}": out})
     camera = model.assumed_camera or Camera.of(camera) or model.camera
     whitening = model.whitening
     if camera is None or model.for_any_camera:
@@ -109,17 +115,14 @@ def denoise(
             whitening = undo_sharing(estimate, opened)
     seen, own = whitening.whiten(opened), whitening.camera(camera)
     where = choose_device(device)
-    warnings = {}
+    judge, doubts = None, []
     if isinstance(model, Model):
         worker = _Worker(model, own, seen, estimator, where, fast, tile)
-        if not _trained_on(model, camera, opened):
-            progress("Judging the model", 0, 1)
-            warnings = _about(worker.adapt(seen), opened)
-    denoised = (
-        worker.denoise
-        if isinstance(model, Model)
-        else _in_parts(model.predictor(own, estimator, where, fast, tile))
-    )
+        denoised: Callable[..., Any] = worker.denoise
+        if estimator != "prior" and not _trained_on(model, camera, opened):
+            judge = worker.adapt
+    else:
+        denoised = _in_parts(model.predictor(own, estimator, where, fast, tile))
     total = opened.size // (opened.sizes["y"] * opened.sizes["x"])
     margin = model.neighbours
 
@@ -133,6 +136,8 @@ def denoise(
                     f"{opened.attrs.get('source', 'The stack')} has a single frame, and the model was trained"
                     " to see neighbouring frames; use a model trained without."
                 )
+            if judge:
+                doubts.append(judge(series, progress))
             for first, block in frame_blocks(series):
                 for offset, frames in denoised(*_with_margin(series, first, block, margin)):
                     yield position, first + offset, whitening.blur(frames)
@@ -143,28 +148,32 @@ def denoise(
         result = xr.zeros_like(opened, dtype=np.float32).compute()
         for position, first, frames in blocks():
             result[{**position, "t": slice(first, first + len(frames))}] = frames
-        return result.assign_attrs(warnings)
+        return _with_warning(result, doubts, opened)
     with StackWriter(out, opened, dtype="float32") as writer:
         for position, first, frames in blocks():
             writer.write(first, frames, **position)
-    return open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm")).assign_attrs(warnings)
+    return _with_warning(open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm")), doubts, opened)
 
 
 def _trained_on(model: Model, camera: Camera, stack: xr.DataArray) -> bool:
     """Whether the model was trained on this stack, as this camera sees it."""
-    same = model.camera is not None and camera.as_dict() == model.camera.as_dict()
+    names = ("offset", "photons_per_adu", "em_gain", "read_noise", *MAPS)
+    same = model.camera is not None and all(
+        np.array_equal(getattr(camera, name), getattr(model.camera, name)) for name in names
+    )
     return same and fingerprint(stack) in str(model.details.get("trained_on"))
 
 
-def _about(doubt: float, stack: xr.DataArray) -> dict[str, list[str]]:
-    """Warn of a model that does not fit a stack: what goes into the attributes of the result."""
-    if doubt < WARNED:
-        return {}
-    said = (
-        f"The model does not fit {stack.attrs.get('source', 'the stack')}: what it expects of a pixel is"
-        f" wrong by {doubt:.0%}, so it was trusted less than the pixel itself; train on this stack."
-    )
-    return {"warnings": [said]}
+def _with_warning(result: xr.DataArray, doubts: list[float], stack: xr.DataArray) -> xr.DataArray:
+    """Say in the attributes of a result whether the model did not fit the stack."""
+    attrs = {name: value for name, value in result.attrs.items() if name != "warnings"}
+    if max(doubts, default=0.0) >= WARNED:
+        attrs["warnings"] = [
+            f"The model does not fit {stack.attrs.get('source', 'the stack')}: what it expects of a pixel is"
+            f" wrong by {max(doubts):.0%}, so it was trusted less than the pixel itself; train on this stack."
+        ]
+    result.attrs = attrs
+    return result
 
 
 def _in_parts(
@@ -194,7 +203,8 @@ class _Worker:
         tile: int,
     ) -> None:
         self.network = copy.deepcopy(model.network).to(device).eval()
-        self.noise, self.camera, self.estimator, self.device = model.noise, camera, estimator, device
+        self.noise = self.unjudged = model.noise
+        self.camera, self.estimator, self.device = camera, estimator, device
         self.readout = readout_of(camera, [series for _, series in positions(stack)], device)
         self.symmetries, self.tile = 4 if fast else 8, tile
         self.half = fast and has_bfloat16(device)
@@ -214,34 +224,51 @@ class _Worker:
             )
 
     @torch.no_grad()
-    def adapt(self, stack: xr.DataArray) -> float:
-        """Let the noise model judge the network by frames spread over a stack that it was not trained on.
+    def adapt(self, series: xr.DataArray, progress: Progress) -> float:
+        """Let the noise model judge the network by windows spread over frames that it was not trained on.
 
         Gives the relative error that it found.
         """
-        every = [(series, frame) for _, series in positions(stack) for frame in range(series.sizes["t"])]
-        number = min(len(every), max(1, JUDGED_PIXELS // (stack.sizes["y"] * stack.sizes["x"])))
+        rng, total = np.random.default_rng(0), series.sizes["t"]
+        number = WINDOWS if max(series.shape[1:]) > WINDOW else min(WINDOWS, total)
         rows: list[tuple[Tensor, ...]] = []
-        for place in np.linspace(0, len(every) - 1, number).astype(int):
-            series, frame = every[place]
-            self.camera.check(series)
+        for done, frame in enumerate(np.linspace(0, total - 1, number).round().astype(int)):
+            progress("Judging the model", done, number)
             near = slice(max(0, frame - self.network.neighbours), frame + self.network.neighbours + 1)
-            outputs, photons = self._outputs(np.asarray(series[near]), np.array([frame - near.start]), 4)
-            variance = torch.as_tensor(self.readout.read_variance, device=self.device).expand_as(photons)
-            pixels = [part.movedim(1, -1).flatten(0, 2) for part in (outputs, photons, variance)]
-            some = slice(None, None, max(1, number * len(pixels[0]) // JUDGING_PIXELS))
-            rows.append(tuple(part[some, :, None, None] for part in pixels))  # as images of one pixel
+            starts = [int(rng.integers(max(1, side - WINDOW + 1))) for side in series.shape[1:]]
+            window = tuple(slice(start, start + WINDOW) for start in starts)
+            rows.append(self._judging(np.asarray(series[near]), frame - near.start, window))
         outputs, photons, variance = (torch.cat(part) for part in zip(*rows, strict=True))
-        self.noise = self.noise.adapted(outputs, photons, replace(self.readout, read_variance=variance))
+        some = torch.from_numpy(rng.permutation(len(photons))[:JUDGING_PIXELS]).to(self.device)
+        readout = replace(self.readout, read_variance=variance[some])
+        self.noise = self.unjudged.adapted(outputs[some], photons[some], readout)
         return float(getattr(self.noise, "doubt", 0.0))
 
-    def _outputs(self, frames: np.ndarray, numbers: np.ndarray, symmetries: int) -> tuple[Tensor, Tensor]:
-        """Give what the network says of some of these frames (t, y, x), and their photons (n, 1, y, x)."""
+    def _judging(self, frames: np.ndarray, number: int, window: tuple[slice, ...]) -> tuple[Tensor, ...]:
+        """Give outputs, photons and read variance of pixels of a frame, as images of one pixel.
+
+        Single pixels that stand out are hot or dead, and no light that the network had to know of.
+        """
+        outputs, photons = self._outputs(frames, np.array([number]), 4, window)
+        variance = torch.as_tensor(self.readout.read_variance, device=self.device)
+        variance = variance[window] if variance.ndim else variance
+        readout = replace(self.readout, read_variance=variance)
+        out = outliers(self.unjudged, outputs, photons, readout).float()
+        alone = (out > 0) & (avg_pool2d(out, 3, 1, 1, divisor_override=1) < 2)
+        parts = (outputs, photons, variance.expand_as(photons))
+        return tuple(part.movedim(1, -1)[~alone[:, 0]][..., None, None] for part in parts)
+
+    def _outputs(
+        self, frames: np.ndarray, numbers: np.ndarray, symmetries: int, window: tuple[slice, ...] = ()
+    ) -> tuple[Tensor, Tensor]:
+        """Give what the network says of some of these frames (t, y, x), and their photons (n, 1, y, x).
+
+        Of a window (y, x) of them, if one is given.
+        """
         shown = np.column_stack([numbers, neighbouring(numbers, len(frames), self.network.neighbours)])
         adu, inverse = np.unique(shown, return_inverse=True)
-        photons = torch.from_numpy(np.asarray(self.camera.to_photons(frames[adu]), np.float32)).to(
-            self.device
-        )
+        light = np.asarray(self.camera.to_photons(frames[adu]), np.float32)[(slice(None), *window)]
+        photons = torch.from_numpy(np.ascontiguousarray(light)).to(self.device)
         seen = photons[torch.from_numpy(inverse.reshape(shown.shape)).to(self.device)]
         with (
             torch.backends.cudnn.flags(enabled=True, allow_tf32=False),

@@ -28,6 +28,7 @@ from fiji_bridge.denoising.model import (
 )
 from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel
+from fiji_bridge.denoising.noise_models.protocol import outliers
 from fiji_bridge.denoising.optimizer import Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs
 from fiji_bridge.denoising.whitening import Whitening, noise_of, undo_sharing
@@ -50,8 +51,6 @@ TOLERANCE = 0.02
 """Nats a pixel by which a sound network may lose to the trivial predictor: on flat data none can win."""
 BALANCED_PIXELS = 2**20
 """Pixels on which the mean of the denoised data is made that of the raw."""
-OUTLIER = 10.0
-"""Standard deviations of a hot or dead pixel, which the mean of the data leaves out."""
 
 
 @dataclass(frozen=True)
@@ -442,7 +441,7 @@ def _balance(
         progress("Balancing the mean", done, len(batches))
         outputs = symmetric_outputs(network, noise.normalize(batch.seen))
         known = batch.counts.bool() if batch is pool.held_out else torch.ones_like(batch.counts).bool()
-        usual = (known & ~_outliers(noise, outputs, batch)).flatten()
+        usual = (known & ~outliers(noise, outputs, batch.photons, batch.readout)).flatten()
         variance = torch.as_tensor(batch.readout.read_variance).expand_as(batch.photons)
         # All pixels in a row, as images of one pixel.
         columns = [outputs.movedim(1, -1).flatten(0, 2)[..., None, None]]
@@ -455,14 +454,6 @@ def _balance(
         outputs, photons, replace(pool.readout, read_variance=variance), balanced.estimators[0]
     )
     return balanced, float(denoised.double().sum() / photons.double().sum())
-
-
-def _outliers(noise: NoiseModel, outputs: Tensor, batch: Batch) -> Tensor:
-    """Find pixels further from what their surroundings say than `OUTLIER` of its standard deviations."""
-    expected = noise.estimate(outputs, batch.photons, batch.readout, "prior")
-    variance = batch.readout.excess * expected.clamp(min=0) + batch.readout.read_variance
-    variance = variance / (1 - noise.weight(outputs, batch.readout)).clamp(min=1e-3)
-    return (batch.photons - expected).square() > OUTLIER**2 * variance
 
 
 def _open(stacks: Any) -> list[xr.DataArray]:

@@ -7,6 +7,7 @@ Nothing here knows Java; torch is loaded when a command is run.
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -227,7 +228,10 @@ class Command:
         )
         camera = _camera(values) if "camera" in values else None
         maps = [] if camera is None else camera.map_files.values()
-        check_kept([*read.values(), *maps], {f"{key}={path}": path for key, path in written.items()})
+        stack = read.pop("input", None) or ("" if image is None else str(image.attrs.get("source", "")))
+        beside = [*maps, *filter(os.path.isfile, read.values())]  # a model may be the name of one that ships
+        outs = {f"{key}={path}": path for key, path in written.items()}
+        check_kept([*beside, *([stack] if stack else [])], outs)
         if self.image_for is None and (source := values["input"]):
             image, title = open_stack(Path(str(source))), Path(str(source)).name
         if image is None and self.takes_image(values):

@@ -14,10 +14,10 @@ from fiji_bridge.camera import Camera
 
 DOUBTS = (0.01, 10.0)
 """Least and most doubt, beside none."""
+OUTLIER = 10.0
+"""Standard deviations of a hot or dead pixel, which tells nothing of the network or the light."""
 NO_DOUBT = 1e-4
 """Gain of likelihood below which there is no doubt [nats a pixel]."""
-HOT = 1e-3
-"""Share of the pixels that may be hot or dead and tell nothing of the network."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,14 @@ class NoiseModel(Protocol):
         ...
 
 
+def outliers(noise: NoiseModel, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
+    """Find pixels further from what their surroundings say than `OUTLIER` of its standard deviations."""
+    expected = noise.estimate(outputs, photons, readout, "prior")
+    variance = readout.excess * expected.clamp(min=0) + readout.read_variance
+    variance = variance / (1 - noise.weight(outputs, readout)).clamp(min=1e-3)
+    return (photons - expected).square() > OUTLIER**2 * variance
+
+
 class _Scaled(Protocol):
     @property
     def scale(self) -> float: ...
@@ -104,8 +112,8 @@ def doubting(model: _Doubter, outputs: Tensor, photons: Tensor, readout: Readout
     """
 
     def improbable(doubt: float) -> float:
-        each = replace(model, doubt=doubt).nll(outputs, photons, readout).flatten()  # type: ignore[type-var]
-        return float(each.sort().values[: max(1, round((1 - HOT) * len(each)))].mean())
+        model_of = replace(model, doubt=doubt)  # type: ignore[type-var]
+        return float(model_of.nll(outputs, photons, readout).mean())
 
     found = minimize_scalar(
         lambda log: improbable(math.exp(log)),
