@@ -117,6 +117,12 @@ def localize(
     FijiBridgeError
         If an option is not possible, the frames are smaller than the fitted square, stacks or maps differ in
         shape, the background is brighter than the frames, or the pixel size is unknown.
+
+    Notes
+    -----
+    With ``mfaenabled=true``, ``offset [photon]`` is the plugin's: the fitted background a pixel over the number
+    of molecules that were fitted together. ``expected_intensity=`` limits the fits themselves, other than in
+    the plugin, which fits without limits and only writes them in place of what is beyond.
     """
     import pandas as pd
 
