@@ -13,5 +13,5 @@ class FijiBridgeError(Exception):
 
 def require_seed(seed: object) -> None:
     """Refuse what random numbers cannot start from: anything but whole numbers of 63 bits."""
-    if not (isinstance(seed, Integral) and 0 <= seed < 2**63):
+    if not (isinstance(seed, Integral) and 0 <= int(seed) < 2**63):
         raise FijiBridgeError(f"The seed must be 0 or a positive whole number, not {seed!r}.")

@@ -12,6 +12,8 @@ import fiji_bridge as fb
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.rendering import render
+from fiji_bridge.simulation import simulate
+from fiji_bridge.thunderstorm import generate
 from fiji_bridge.thunderstorm.settings import AveragedShiftedHistograms, Visualization
 
 DATA = Path(__file__).parent / "data" / "thunderstorm"
@@ -213,6 +215,10 @@ def test_a_seed_is_a_whole_number_and_not_negative(seed):
     for options in ("renderer=Histograms avg=3", ""):
         with pytest.raises(FijiBridgeError, match=f"seed must be 0 or a positive whole number, not {seed!r}"):
             render(cloud(), f"{options} {WHOLE}", camera=CAMERA, seed=seed)
+    with pytest.raises(FijiBridgeError, match="seed must be 0 or a positive whole number"):
+        generate("", camera=CAMERA, seed=seed)
+    with pytest.raises(FijiBridgeError, match="seed must be 0 or a positive whole number"):
+        simulate(seed=seed)
 
 
 def test_uncertainties_by_their_later_name_are_drawn():
