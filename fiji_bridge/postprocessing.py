@@ -224,6 +224,8 @@ def _chains(
 _MEAN = ("x", "y", "z", "sigma", "sigma1", "sigma2", "offset", "angle")
 _SUM = ("intensity", "bkgstd")
 _LEAST = ("id", "frame")
+_FIRST = ("z_rel",)
+"""As in the plugin, which does not know how to merge it."""
 
 
 def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataFrame:
@@ -236,16 +238,15 @@ def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataF
     if "z [nm]" in table:
         place[:, 2] = table["z [nm]"] * step.z_weight
     number = _chains(table, place, step.distance_nm, off=step.off_frames, most=step.most_frames)
-    how = {}
-    for name in table:
-        bare = without_unit(name)
-        how[name] = "sum" if bare in _SUM else "min" if bare in _LEAST else "mean"
-    merged = table.groupby(number).agg(how)[list(table)]
+    ways = {**dict.fromkeys(_SUM, "sum"), **dict.fromkeys(_LEAST, "min"), **dict.fromkeys(_FIRST, "first")}
+    how = {name: ways.get(without_unit(name), "mean") for name in table}
+    order = np.argsort(table["frame"].to_numpy(), kind="stable")
+    merged = table.iloc[order].groupby(number[order]).agg(how)[list(table)]
     merged["detections"] = np.bincount(number)
     several = (merged["detections"] > 1).to_numpy()
     for name in table:
         # What is true of one molecule only, such as its chi2, is not a number of several.
-        if without_unit(name) not in (*_MEAN, *_SUM, *_LEAST):
+        if without_unit(name) not in (*_MEAN, *ways):
             merged.loc[several, name] = np.nan
     if "uncertainty [nm]" in merged:
         _renew_uncertainty(merged, camera)
@@ -257,10 +258,11 @@ def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataF
 
 def _renew_uncertainty(merged: pd.DataFrame, camera: Camera | None) -> None:
     """Calculate it anew by the plugin's formula, as the plugin does for all rows; see `torch_localizer`."""
-    needed = ("sigma [nm]", "intensity [photon]", "bkgstd [photon]")
-    if camera is None or camera.pixel_size_nm is None or not set(needed) <= set(merged):
+    widths = ["sigma [nm]"] * 2 if "sigma [nm]" in merged else ["sigma1 [nm]", "sigma2 [nm]"]
+    needed = {*widths, "intensity [photon]", "bkgstd [photon]"}
+    if camera is None or camera.pixel_size_nm is None or not needed <= set(merged):
         return
-    variance, pixel = merged["sigma [nm]"] ** 2, camera.pixel_size_nm
+    variance, pixel = merged[widths].prod(axis=1, skipna=False), camera.pixel_size_nm
     shot = (camera.excess_noise * variance + pixel**2 / 12) / merged["intensity [photon]"]
     ratio = merged["bkgstd [photon]"] / (pixel * merged["intensity [photon]"])
     merged["uncertainty [nm]"] = np.sqrt(shot + 8 * math.pi * variance**2 * ratio**2)

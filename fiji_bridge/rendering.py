@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.errors import FijiBridgeError, require_seed
 from fiji_bridge.localizations import as_table, camera_of, frame_shape, require_columns
 from fiji_bridge.thunderstorm.settings import (
     AveragedShiftedHistograms,
@@ -90,8 +90,7 @@ def render(
         cannot be read or written.
     """
     settings = Visualization.parse(options) if isinstance(options, str) else options
-    if seed < 0:
-        raise FijiBridgeError(f"The seed must be 0 or a positive number, not {seed}.")
+    require_seed(seed)
     table = as_table(table, camera)
     require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
     known = camera_of(table, camera)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.errors import FijiBridgeError, require_seed
 from fiji_bridge.files import replacing
 from fiji_bridge.macro_options import parse_options
 from fiji_bridge.progress import Progress, silent
@@ -200,8 +200,7 @@ def simulate(
     from fiji_bridge.localizations import write_localizations
     from fiji_bridge.stack import StackWriter, open_stack
 
-    if seed < 0:
-        raise FijiBridgeError(f"The seed must be 0 or a positive number, not {seed}.")
+    require_seed(seed)
     generator = Generator.parse(options)
     if frames is not None:
         generator = replace(generator, frames=frames)

@@ -172,7 +172,12 @@ def _recorded(source: Any) -> tuple[Any, str, float | None, str]:
     if type(source).__module__.partition(".")[0] == "zarr":
         recording = stack_formats.read_zarr(source)
         return recording.data, recording.axes, recording.pixel_size_nm, str(recording.files[0])
-    array = np.asarray(source)
+    try:
+        array = np.asarray(source)
+    except ValueError as error:
+        raise FijiBridgeError(
+            "The frames have different sizes; give one array (t, y, x) of numbers."
+        ) from error
     if array.ndim not in (2, 3):
         raise FijiBridgeError(
             f"The array has {array.ndim} dimensions; give (y, x), (t, y, x) or a DataArray with named dims."

@@ -352,6 +352,17 @@ def test_one_truth_for_many_stacks_is_refused(tmp_path: Path) -> None:
         plan(COMPARE, f"input={tmp_path} output={tmp_path}/out truth={tmp_path}/truth.csv")
 
 
+def test_one_fit_stack_for_many_stacks_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "stacks").mkdir()
+    for number in (1, 2):
+        write(tmp_path / "stacks" / f"{number}.tif", number)
+    raw = write(tmp_path / "raw.tif", 1)
+    line = f"output={tmp_path}/out fit_stack={raw}"
+    with pytest.raises(FijiBridgeError, match=r"fit_stack=.*raw\.tif belongs to one stack"):
+        plan(LOCALIZE, f"input={tmp_path}/stacks {line}")
+    assert len(plan(LOCALIZE, f"input={tmp_path}/stacks/1.tif {line}").jobs) == 1
+
+
 def test_a_stack_is_done_again_when_what_it_was_localized_with_has_changed(tmp_path: Path) -> None:
     (tmp_path / "stacks").mkdir()
     write(tmp_path / "stacks" / "a.tif", 1)

@@ -89,6 +89,7 @@ def test_left_out_options_have_the_values_of_the_page() -> None:
         "pixel_size": 0.0,
         "localizer": "automatic",
         "options": "",
+        "fit_stack": "",
         "false_alarm_rate": "",
         "uncertainty": "thompson",
         "known_sigma": "false",
@@ -115,7 +116,7 @@ def test_a_wrong_option_is_one_sentence(options: str, sentence: str) -> None:
         DENOISE.run(options)
 
 
-@pytest.mark.parametrize("key", ["input", "background", "variance"])
+@pytest.mark.parametrize("key", ["input", "fit_stack", "background", "variance"])
 def test_an_output_does_not_replace_what_is_read(key: str, tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(b"somebody's")
     options = f"input={tmp_path}/b.tif " if key != "input" else ""

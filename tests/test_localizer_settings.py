@@ -92,6 +92,22 @@ def test_every_setting_has_the_same_name_in_the_menu(movie: Path) -> None:
     assert set(TORCH_SETTINGS) == set(settings) == {parameter.key for parameter in BEYOND}
 
 
+def test_the_menu_fits_on_other_frames_than_those_it_detects_on(movie: Path) -> None:
+    frames = tifffile.imread(movie / "movie.tif")
+    tifffile.imwrite(movie / "brighter.tif", 2 * (frames - 100) + 100, photometric="minisblack")
+    tifffile.imwrite(movie / "short.tif", frames[:5], photometric="minisblack")
+    line = f"input={movie}/movie.tif camera=[{CAMERA}] options=[{MLE}] localizer=torch render=0"
+    found = LOCALIZE.run(f"{line} fit_stack=[{movie}/brighter.tif]").tables["localizations movie.tif"]
+    settings: dict[str, Any] = {"camera": CAMERA, "options": MLE, "engine": "torch"}
+    table = fb.localize(movie / "movie.tif", fit_stack=movie / "brighter.tif", **settings)
+    pd.testing.assert_frame_equal(found, table)
+    own = fb.localize(movie / "movie.tif", **settings)
+    assert found["intensity [photon]"].median() > 1.8 * own["intensity [photon]"].median()
+    for name, said in (("short.tif", "same frames"), ("none.tif", r"none\.tif")):
+        with pytest.raises(FijiBridgeError, match=said):
+            LOCALIZE.run(f"{line} fit_stack=[{movie}/{name}]")
+
+
 def test_settings_of_the_menu_at_their_defaults_choose_no_engine(
     movie: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,9 +254,31 @@ def test_unknown_settings_are_told_in_one_sentence(movie: Path) -> None:
         ({"uncertainty": "guess"}, "choose one of thompson, mortensen, crlb"),
         ({"background": np.full((40, 40), np.nan)}, "zero or a positive number"),
         ({"variance": np.ones((12, 40, 40))}, "one map"),
+        ({"background": np.full((40, 40), "dark")}, "background must be an array of numbers"),
+        ({"background": [[1.0], [1.0, 2.0]]}, "background must be an array of numbers"),
+        ({"variance": np.full((40, 40), 1j), "false_alarm_rate": 1e-4}, "variance must be an array of num"),
+        ({"fit_stack": np.full((12, 40, 40), "1")}, "pixels of the type"),
     ):
         with pytest.raises(FijiBridgeError, match=said):
             fb.localize(movie / "movie.tif", camera=CAMERA, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (np.full((3, 40, 40), "1"), "pixels of the type str"),
+        (np.full((3, 40, 40), None), "pixels of the type object"),
+        ([["dark", "light"], ["light", "dark"]], "pixels of the type str"),
+        ([np.zeros((40, 40)), np.zeros((40, 41))], "different sizes"),
+        (np.zeros((3, 40, 40), complex), "pixels of the type complex"),
+        (None, "dimensions"),
+    ],
+)
+def test_what_is_no_frames_of_numbers_is_told_in_one_sentence(frames: Any, said: str) -> None:
+    for find in (fb.localize, localize):
+        with pytest.raises(FijiBridgeError, match=said) as error:
+            find(frames, camera=fb.Camera.parse(CAMERA))
+        assert "\n" not in str(error.value)
 
 
 # Tables on the command line

@@ -288,6 +288,38 @@ def test_the_height_above_the_stage_is_the_plugins(plugin: object) -> None:
     assert list(postprocess(stepped(), STAGE)) == list(theirs(stepped(), STAGE))
 
 
+def test_molecules_in_space_that_shine_on_become_one() -> None:
+    rows = postprocess(in_space(), STAGE)
+    merged = postprocess(rows.iloc[::-1], "action=merge dist=60 offframes=1 zcoordweight=0.1", camera=CAMERA)
+    assert merged["detections"].tolist() == [1, 4]
+    # What the plugin cannot merge stays the first one's.
+    assert merged["z_rel [nm]"].tolist() == [70, 10]
+    assert merged["z [nm]"][1] == pytest.approx(np.mean([-40, 30, -20, 50]))
+    width = 120.0 * 150.0
+    expected = (width + 100**2 / 12) / 2000 + 8 * np.pi * width**2 * 20**2 / (100 * 2000) ** 2
+    assert merged["uncertainty [nm]"][1] == pytest.approx(np.sqrt(expected))
+
+
+def in_space() -> pd.DataFrame:
+    rows = pd.concat([stepped(), stepped()[:1].assign(**{"x [nm]": 900.0, "z [nm]": 70.0})])
+    rows = rows.rename(columns={"sigma [nm]": "sigma1 [nm]"}).assign(id=range(1, 6))
+    rows["sigma1 [nm]"] = 120.0
+    rows.insert(6, "sigma2 [nm]", 150.0)
+    return rows.reset_index(drop=True)
+
+
+def test_molecules_in_space_are_merged_as_by_the_plugin(plugin: object) -> None:
+    from fiji_bridge.thunderstorm.postprocessing import postprocess as theirs
+
+    step = "action=merge dist=60 offframes=1 zcoordweight=0.1"
+    ours, expected = (
+        each(postprocess(in_space(), STAGE), step, camera=CAMERA) for each in (postprocess, theirs)
+    )
+    assert list(ours) == list(expected)
+    for column in expected.drop(columns="id"):
+        np.testing.assert_allclose(ours[column], expected[column], rtol=1e-9, err_msg=column)
+
+
 WRONG = [
     ("action=filter formula=[hight > 3]", "uses hight"),
     ("action=filter formula=[x >]", "Cannot read the formula"),

@@ -12,6 +12,8 @@ import fiji_bridge as fb
 from fiji_bridge.camera import Camera
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.rendering import render
+from fiji_bridge.simulation import simulate
+from fiji_bridge.thunderstorm import generate
 from fiji_bridge.thunderstorm.settings import AveragedShiftedHistograms, Visualization
 
 DATA = Path(__file__).parent / "data" / "thunderstorm"
@@ -208,10 +210,15 @@ def test_molecules_far_off_are_told_by_the_size_of_their_image():
         render(table([1, 1e13], [1, 1]), camera=CAMERA)
 
 
-def test_a_seed_is_not_negative():
+@pytest.mark.parametrize("seed", [-1, 2.5, "one", None, 2**63])
+def test_a_seed_is_a_whole_number_and_not_negative(seed):
     for options in ("renderer=Histograms avg=3", ""):
-        with pytest.raises(FijiBridgeError, match="seed must be 0 or a positive number, not -1"):
-            render(cloud(), f"{options} {WHOLE}", camera=CAMERA, seed=-1)
+        with pytest.raises(FijiBridgeError, match=f"seed must be 0 or a positive whole number, not {seed!r}"):
+            render(cloud(), f"{options} {WHOLE}", camera=CAMERA, seed=seed)
+    with pytest.raises(FijiBridgeError, match="seed must be 0 or a positive whole number"):
+        generate("", camera=CAMERA, seed=seed)
+    with pytest.raises(FijiBridgeError, match="seed must be 0 or a positive whole number"):
+        simulate(seed=seed)
 
 
 def test_uncertainties_by_their_later_name_are_drawn():

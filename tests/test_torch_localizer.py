@@ -813,8 +813,42 @@ def test_more_molecules_are_found_in_crowds(shared_data: Path) -> None:
     mine, plugins = (evaluate(table, truth, radius_nm=50.0) for table in (ours, theirs))
     assert mine.jaccard >= plugins.jaccard
     assert mine.rmse_nm <= plugins.rmse_nm
-    i, _ = pairs(ours, theirs)
+    i, j = pairs(ours, theirs)
     assert len(i) > 0.97 * len(theirs)
+    for column in ("sigma [nm]", "intensity [photon]", "offset [photon]"):
+        difference = np.abs(ours.loc[i, column].to_numpy() / theirs.loc[j, column].to_numpy() - 1)
+        assert np.percentile(difference, 98) < 5e-3, column
+
+
+def test_limits_of_the_intensity_hold_in_the_fits_and_only_in_the_table_of_the_plugin(
+    references: Path,
+) -> None:
+    """Its molecules are those of fits without limits; where these are kept, the truth is met more often."""
+    options = (
+        "estimator=[PSF: Elliptical Gaussian (3D astigmatism)] sigma=1.6 fitradius=5 mfaenabled=true nmax=2"
+        f" keep_same_intensity=false calibrationpath=[{references}/lens_polynomial.yaml]"
+    )
+    limits = "fixed_intensity=true expected_intensity=300:3000"
+    stack, theirs = open_stack(references / "spatial.tif"), pd.read_csv(references / "spatial_mfa.csv")
+    limited, free = (localize(stack, camera=CAMERA, options=f"{options} {more}") for more in (limits, ""))
+    areas = 2 * np.pi * theirs["sigma1 [nm]"] * theirs["sigma2 [nm]"] / CAMERA.pixel_size_nm**2
+    assert np.isclose(theirs["intensity [photon]"] / areas, 300).mean() > 0.8
+
+    i, j = pairs(free, theirs, 0.5)
+    assert len(i) > 0.95 * len(theirs)
+    for column in ("sigma1 [nm]", "sigma2 [nm]", "offset [photon]", "bkgstd [photon]", "chi2"):
+        difference = np.abs(free.loc[i, column].to_numpy() / theirs.loc[j, column].to_numpy() - 1)
+        assert np.percentile(difference, 95) < 5e-3, column
+
+    beyond = ~free["intensity [photon]"].between(300, 3000)
+    beyond = beyond.groupby([free["frame"], free["chi2"]]).transform("any").to_numpy()[i]
+    met = np.isin(j, pairs(limited, theirs, 0.5)[1])
+    assert met[~beyond].mean() > 0.95
+    assert met[beyond].mean() < 0.5
+    assert limited["intensity [photon]"].between(300 - 1e-6, 3000 + 1e-6).all()
+    truth = pd.read_csv(references / "spatial_truth.csv")
+    ours, plugins = (evaluate(table, truth, radius_nm=100.0).jaccard for table in (limited, theirs))
+    assert ours > plugins
 
 
 def test_whole_frames_are_fitted_from_their_best_candidate() -> None:

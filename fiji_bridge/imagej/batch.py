@@ -241,6 +241,10 @@ def _check_files(command: Command, values: Mapping[str, Value], stacks: int) -> 
         raise FijiBridgeError(
             f"{values['truth']} is the truth of one stack; give truth=[folder] with a CSV named after each."
         )
+    if stacks > 1 and values.get("fit_stack"):
+        raise FijiBridgeError(
+            f"fit_stack={values['fit_stack']} belongs to one stack; leave it out of a batch."
+        )
 
 
 def _job(command: Command, values: Mapping[str, Value], stack: Path, name: str) -> Job:

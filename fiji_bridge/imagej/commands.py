@@ -337,6 +337,7 @@ def _localize(values: Mapping[str, Any], image: "xr.DataArray", title: str, prog
         camera=_camera(values),
         options=values["options"],
         engine=_engine(values),
+        fit_stack=values["fit_stack"] or None,
         out=out,
         pixel_size_nm=values["pixel_size"] or None,
         progress=progress,
@@ -672,6 +673,14 @@ LOCALIZE = Command(
         PIXEL_SIZE,
         LOCALIZER,
         OPTIONS,
+        Parameter(
+            "Fit_stack (empty: the same frames)",
+            "open",
+            "",
+            "The same frames in another version, such as the raw ones of a denoised stack: molecules are"
+            " found in the input and fitted here.",
+            cli="--fit-stack",
+        ),
         *BEYOND,
         Parameter(
             "Output (empty: only show it)", "save", "", "A ThunderSTORM .csv to write as well.", cli="--out"

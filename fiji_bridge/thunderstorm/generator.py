@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.errors import FijiBridgeError, require_seed
 from fiji_bridge.lens_calibration import read_calibration
 from fiji_bridge.localizations import COLUMNS
 from fiji_bridge.progress import Progress, silent
@@ -82,6 +82,7 @@ def generate(
     import xarray as xr
 
     settings = options if isinstance(options, Generator) else Generator.parse(options)
+    require_seed(seed)
     camera = require_pixel_size(camera)
     _require_files(settings)
     threads = worker_threads(threads)

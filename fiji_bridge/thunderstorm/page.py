@@ -188,6 +188,13 @@ TRAPS = {
         "column of zeros."
     ): "A path of XML gets the `id`; the nameless column is left out.",
     "The protocol buffer cannot hold `chi2`.": "Says so; in Python leave it out with `chi2=false`.",
+    (
+        "`expected_intensity=` limits no fit: only its start, and the intensity that is written, of an "
+        "elliptical Gaussian the height."
+    ): "The same headless; the torch engine limits the fits.",
+    "The `offset` of a multi-emitter fit is the background over the number of its molecules.": (
+        "The same, by the torch engine too."
+    ),
     "What it calls RMSE is the mean distance.": "Kept, by its name, in `evaluate`.",
     "The table cannot open on Java 13 and later, even with a display.": (
         "Headless it is not opened; `macro` adds the class that Java lost."

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.errors import FijiBridgeError, require_seed
 from fiji_bridge.localizations import as_table, frame_shape, require_columns
 from fiji_bridge.thunderstorm.jar import (
     hidden,
@@ -68,6 +68,8 @@ def render(
     from fiji_bridge.rendering import image_shape, labelled, region_of  # which reads this package's settings
 
     settings = options if isinstance(options, Visualization) else Visualization.parse(options)
+    if seed is not None:
+        require_seed(seed)
     table = as_table(table)
     require_columns(table, ("x [nm]", "y [nm]"), "The table to draw")
     camera = require_pixel_size(camera)

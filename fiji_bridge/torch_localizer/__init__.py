@@ -117,6 +117,12 @@ def localize(
     FijiBridgeError
         If an option is not possible, the frames are smaller than the fitted square, stacks or maps differ in
         shape, the background is brighter than the frames, or the pixel size is unknown.
+
+    Notes
+    -----
+    With ``mfaenabled=true``, ``offset [photon]`` is the plugin's: the fitted background of a pixel over the
+    number of molecules that were fitted together. ``expected_intensity=`` limits the fits themselves, other
+    than in the plugin, which fits without limits and only writes them in place of what is beyond.
     """
     import pandas as pd
 
@@ -138,6 +144,7 @@ def localize(
         ):
             if used:
                 raise FijiBridgeError(f"{name} is for fits of a Gaussian; choose such an estimator.")
+    background, variance = _numbers("background", background), _numbers("variance", variance)
     if known_sigma:
         analysis = with_known_sigma(analysis)
         if "sigma" not in parse_options(options):
@@ -151,7 +158,7 @@ def localize(
         # Over its excess noise, light behind EM gain has the variance of as many photons.
         excess = camera.excess_noise
         photons = _photons_per_count(camera) / excess
-        known = None if variance is None else np.asarray(variance) / excess**2
+        known = None if variance is None else variance / excess**2
         analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, known)
     fitted = found_in if fit_stack is None else open_stack(fit_stack)
     _check_shapes(found_in, fitted, analysis)
@@ -187,6 +194,18 @@ def localize(
     table = pd.DataFrame({"id": np.arange(1, len(columns["frame"]) + 1), **columns})
     table.attrs["engine"] = "torch"
     return table
+
+
+def _numbers(name: str, values: np.ndarray | None) -> np.ndarray | None:
+    if values is None:
+        return None
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "biufO":
+            return array.astype(np.float64)
+    except (TypeError, ValueError):  # rows of different lengths, or things
+        pass
+    raise FijiBridgeError(f"{name} must be an array of numbers, one a pixel.")
 
 
 def _check_shapes(stack: xr.DataArray, fit_stack: xr.DataArray, analysis: Analysis) -> None:
@@ -289,7 +308,6 @@ class _Maps:
             if values is None:
                 maps.append(None)
                 continue
-            values = np.asarray(values, np.float64)
             if values.shape not in (shape, shape[1:]):
                 raise FijiBridgeError(
                     f"{name} has the shape {values.shape}, but the stack {shape}; give one value a pixel."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fiji_bridge.torch_localizer.fitting import Fits, Fitter, SpotNoise, cramer_rao_bounds
+from fiji_bridge.torch_localizer.fitting import OFFSET, Fits, Fitter, SpotNoise, cramer_rao_bounds
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,8 @@ class MultiEmitterFit(_Fitting):
 
     A molecule more is taken if the fit gains more than chance would, by an F test of the sums of squares, or
     by the likelihood ratio (Huang et al., Biomed. Opt. Express 2, 1377 (2011)). Each has its own position and
-    sigma; the offset is common. The tests count three degrees of freedom a molecule more, as the plugin's do.
+    sigma; the offset is common, and each molecule is told an equal part of it. The tests count three degrees
+    of freedom a molecule more. Both are as in the plugin.
 
     Parameters
     ----------
@@ -214,8 +215,9 @@ class MultiEmitterFit(_Fitting):
     same_intensity
         Whether all molecules of a spot have one intensity.
     photons
-        Between which the intensities are kept, in each fit. The plugin fits on beyond them and tells the
-        limit in place of the intensity; of the elliptical Gaussian it limits the height.
+        Between which the intensities are kept, in each fit, so that a spot too bright for one molecule is
+        taken for several. In the plugin they only change where a fit starts and what is told of it: it fits
+        beyond them and tells the limit, of the elliptical Gaussian as its height, in place of the intensity.
     """
 
     most: int = 5
@@ -318,6 +320,7 @@ class MultiEmitterFit(_Fitting):
                 "x": parameters[:, 0],
                 "y": parameters[:, 1],
                 **self.fitter.psf.describe(parameters),
+                "offset": parameters[:, OFFSET] / emitters,
                 "bkgstd": fits.residual_spread,
             }
             if not self.in_photons:
