@@ -122,6 +122,11 @@ def run(desk: Path, words: list[str]) -> tuple[int, list[str]]:
     return process.returncode, out.splitlines()
 
 
+def without_warning(line):
+    """Leave out that the model was trained on another stack."""
+    return re.sub(r" The model does not fit .* train on this stack\.", "", line)
+
+
 def without_seconds(line: str) -> str:
     return re.sub(r"  \d+\.\d s  ", "  ", line)
 
@@ -146,7 +151,7 @@ def test_one_bad_stack_does_not_stop_the_rest_and_the_batch_goes_on_where_it_was
     there = names(done)
     rest, _ = process.communicate(timeout=100)
     assert not any(name.endswith(".tif") for name in there), "the first line came only when stacks were done"
-    lines = [without_seconds(line) for line in [*lines, *rest.splitlines()]]
+    lines = [without_seconds(without_warning(line)) for line in [*lines, *rest.splitlines()]]
     assert process.returncode == 1
     assert lines[0] == "Left out, being no images: notes.txt"
     assert lines[1].startswith("1/6 FAIL damaged.tif  stacks/damaged.tif is truncated")

@@ -16,6 +16,7 @@ from stack_files import ome_set
 
 from fiji_bridge.cli import main
 from fiji_bridge.denoising import load_model
+from fiji_bridge.stack import open_stack, write_stack
 
 CAMERA = "offset=100.0 photons2adu=1.0 isemgain=false pixelsize=100.0"
 
@@ -290,3 +291,37 @@ def test_shipped_folders_are_in_the_checkout():
     root = Path(__file__).resolve().parents[1]
     assert any((root / "macros").iterdir())
     assert any((root / "models").iterdir())
+
+
+def test_what_is_read_is_kept_wherever_it_lies(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = np.random.default_rng(0).poisson(30, (3, 32, 32)).astype(np.uint16) + 100
+    camera = ("--camera", "offset=100 photons2adu=1 pixelsize=100")
+    places = [
+        Path(name) for name in ("report/denoised.tif", "report/raw.csv", "orig/a.tif", "links", "confocal")
+    ]
+    for folder in {place.parent if place.suffix else place for place in places}:
+        folder.mkdir(exist_ok=True)
+    movie, truth, original, links, named = places
+    for path in (movie, original):
+        write(path, frames)
+    (links / "a.tif").symlink_to(original.absolute())
+    write_stack(open_stack(frames), Path("plate.zarr"))
+    truth.write_text('"frame","x [nm]","y [nm]"\n1,500,500\n')
+    mask = write(Path("mask.tif"), np.ones((32, 32), np.uint8))
+    model = ("--model", "confocal", *camera)
+    inner = next(path for path in Path("plate.zarr").iterdir() if path.is_dir())
+    compare = ("compare", original, *model, "--engine", "torch", "--out", "report")
+    for command, kept in (
+        (("compare", movie, *model, "--engine", "torch", "--out", "report"), movie),
+        ((*compare, "--ground-truth", truth), truth),
+        (("denoise", links, *model, "--out", original), original),
+        (("denoise", inner, *model, "--out", "plate.zarr"), inner),
+        (("simulate", "--options", f"maskpath=[{mask}]", "--out", mask, "--ground-truth", "t.csv"), mask),
+    ):
+        before = kept.read_bytes() if kept.is_file() else sorted(kept.rglob("*"))
+        assert_one_sentence(run(*command), "is the input itself or a part of it")
+        assert before == (kept.read_bytes() if kept.is_file() else sorted(kept.rglob("*")))
+    for out in (named / "s.tif", Path("orig/sub.tif")):  # neither a model's name nor a folder is a recording
+        for _ in range(2):
+            assert run("denoise", original, *model, "--fast", "--out", out).returncode == 0
