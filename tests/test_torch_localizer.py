@@ -198,13 +198,31 @@ def test_a_gpus_convolution_is_the_cpus(taps: int, replicate: bool, step: int) -
     np.testing.assert_allclose(ours, frames, rtol=1e-5)
 
 
-def test_the_wavelet_filter_is_two_convolutions() -> None:
-    frames = torch.rand(2, 24, 20, generator=torch.manual_seed(5)) * 300
+@pytest.mark.parametrize(
+    ("lowest", "highest", "part"),
+    [
+        (0, 300, 1 / 3),  # no whole numbers
+        (0, 0, 1),
+        (0, 4000, 1),
+        (0, 2**15 - 1, 1),
+        (2**15 - 1, 2**15 - 1, 1),
+        (2**15, 2**15, 1),  # with which the sums would not fit 31 bits
+        (0, 2**16 - 1, 1),
+        (1 - 2**15, 2**15 - 1, 1),
+    ],
+)
+def test_the_wavelet_filter_is_two_convolutions(lowest: int, highest: int, part: float) -> None:
+    counts = np.random.default_rng(5).integers(lowest, highest, (2, 44, 39), endpoint=True)
+    frames = torch.from_numpy(counts * part).float()
     kernel = np.array(WaveletFilter().kernel, np.float32)
     padded = torch.nn.functional.pad(frames[:, None], [4] * 4, mode="replicate")[:, 0]
     first = convolve(padded, kernel, replicate=False)
-    second = convolve(first, kernel, step=2, replicate=False)
-    assert torch.equal(WaveletFilter()(frames)["F"], (first - second)[:, 4:-4, 4:-4])
+    second = convolve(first, kernel, step=2, replicate=False)[:, 4:-4, 4:-4]
+    first = first[:, 4:-4, 4:-4]
+    planes = WaveletFilter()(frames)
+    assert torch.equal(planes["F"], first - second)
+    assert torch.equal(planes["F1"], frames - first)
+    assert torch.equal(planes["F2"], frames - second)
 
 
 @pytest.mark.parametrize("cross", [False, True])

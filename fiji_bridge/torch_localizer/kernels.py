@@ -1108,7 +1108,7 @@ def convolve_frames(frames, weights, step, out):
     rows, total = np.empty(height * padded.shape[1], np.float32), np.empty(height * padded.shape[1])
     smooth = np.empty((height, padded.shape[1]), np.float32)
     for n in range(frames.shape[0]):
-        _replicate(frames[n], before, padded)
+        _replicate(frames[n], before, 0, padded)
         _convolve(padded.reshape(-1), padded.shape[1], weights, step, rows, total, smooth.reshape(-1))
         for y in range(height):
             out[n, y] = smooth[y, :width]
@@ -1124,41 +1124,59 @@ def wavelet_planes(frames, weights, first_rest, second_rest, difference):
     height, width = frames.shape[1:]
     padded = np.zeros((height + 2 * (margin + ring), width + 2 * (margin + ring)), np.float32)
     wide = padded.shape[1]
-    inside = padded[ring : len(padded) - ring, ring : wide - ring]
-    first, second = np.empty((height + 2 * margin, wide), np.float32), np.empty((height, wide), np.float32)
+    first, second = np.empty((height + 2 * margin) * wide, np.float32), np.empty(height * wide, np.float32)
     rows, total = np.empty(first.size, np.float32), np.empty(first.size)
+    inside = margin * wide + margin
+    # The same memory, for whole numbers.
+    counts, whole_rows = padded.view(np.int32), rows.view(np.int32)
+    whole_first, whole_second = first.view(np.int32), second.view(np.int32)
+    default = len(weights) == 5 and (16 * weights == np.array([1, 4, 6, 4, 1])).all()
     for n in range(frames.shape[0]):
-        _replicate(frames[n], margin, inside)
-        _convolve(padded.reshape(-1), wide, weights, 1, rows, total, first.reshape(-1))
-        _convolve(first.reshape(-1), wide, weights, 2, rows[: second.size], total, second.reshape(-1))
-        _subtract_planes(
-            frames[n], first[margin:, margin:], second, first_rest[n], second_rest[n], difference[n]
-        )
+        out = first_rest[n], second_rest[n], difference[n]
+        if default and _are_counts(frames[n]):
+            _replicate(frames[n], margin, ring, counts)
+            _convolve_counts(counts.reshape(-1), wide, 1, whole_rows, whole_first)
+            _convolve_counts(whole_first, wide, 2, whole_rows[: second.size], whole_second)
+            _subtract_planes(frames[n], whole_first[inside:], whole_second, wide, 2.0**-8, 2.0**-16, *out)
+        else:
+            _replicate(frames[n], margin, ring, padded)
+            _convolve(padded.reshape(-1), wide, weights, 1, rows, total, first)
+            _convolve(first, wide, weights, 2, rows[: second.size], total, second)
+            _subtract_planes(frames[n], first[inside:], second, wide, 1.0, 1.0, *out)
 
 
 @njit(**_IN_ORDER)
-def _subtract_planes(frame, first, second, first_rest, second_rest, difference):
+def _subtract_planes(
+    frame, first, second, wide, first_unit, second_unit, first_rest, second_rest, difference
+):  # fmt: skip
+    """Do the subtractions of `wavelet_planes`; planes have rows of `wide` pixels and units of their own."""
     height, width = frame.shape
+    unit, finer_unit = np.float32(first_unit), np.float32(second_unit)
     for y in range(height):
-        row, smooth, smoother = frame[y], first[y], second[y]
+        row, smooth, smoother = frame[y], first[y * wide :], second[y * wide :]
         rest, smooth_rest, out = first_rest[y], second_rest[y], difference[y]
         for x in range(width):
-            rest[x] = row[x] - smooth[x]
-            smooth_rest[x] = row[x] - smoother[x]
-            out[x] = smooth[x] - smoother[x]
+            once, twice = np.float32(smooth[x]) * unit, np.float32(smoother[x]) * finer_unit
+            rest[x] = row[x] - once
+            smooth_rest[x] = row[x] - twice
+            out[x] = once - twice
 
 
 @njit(**_IN_ORDER)
-def _replicate(frame, before, padded):
-    """Put a frame, `before` pixels from its start, into a larger one whose rest its border fills."""
+def _replicate(frame, before, ring, padded):
+    """Put a frame, `before` pixels from its start, into a larger one whose rest its border fills.
+
+    A ring as wide around that one stays as it is.
+    """
     height, width = frame.shape
-    for y in range(padded.shape[0]):
-        given, row = frame[min(max(y - before, 0), height - 1)], padded[y]
+    for y in range(padded.shape[0] - 2 * ring):
+        given, row = frame[min(max(y - before, 0), height - 1)], padded[ring + y][ring:]
         for x in range(before):
             row[x] = given[0]
+        inside = row[before:]
         for x in range(width):
-            row[before + x] = given[x]
-        for x in range(before + width, len(row)):
+            inside[x] = given[x]
+        for x in range(before + width, len(row) - ring):
             row[x] = given[width - 1]
 
 
@@ -1205,6 +1223,45 @@ def _weigh_five(weights, first, second, third, fourth, fifth, out):
 def _add_one(total, weight, pixels, count):
     for x in range(count):
         total[x] += pixels[x] * weight
+
+
+# Whole pixels with the default weights, (1, 4, 6, 4, 1)/16, have whole sums in a unit 16 times as small each
+# time: after all four convolutions, 31 bits and a sign hold those of pixels of 15 bits, and all on the way.
+# Of the products only those with 6 may have more than the 24 bits of single precision; double precision would
+# sum them without error. So integers that are rounded where it would round give the same, and the processor
+# takes twice as many of them at a time.
+
+
+@njit(**_IN_ORDER)
+def _are_counts(frame):
+    """Whether all pixels are whole numbers of 15 bits and a sign."""
+    height, width = frame.shape
+    for y in range(height):
+        row = frame[y]
+        other = False
+        for x in range(width):
+            value = row[x]
+            other |= (np.float32(np.int32(value)) != value) | (not abs(value) < np.float32(2**15))
+        if other:
+            return False
+    return True
+
+
+@njit(**_IN_ORDER)
+def _convolve_counts(pixels, wide, step, rows, out):
+    """Do as `_convolve` with whole pixels; the unit of `out` is 1/256 of theirs."""
+    _weigh_counts(pixels, step * wide, rows)
+    _weigh_counts(rows, step, out[: len(out) - 4 * step])
+
+
+@njit(**_IN_ORDER)
+def _weigh_counts(pixels, distance, out):
+    first, second, third = pixels, pixels[distance:], pixels[2 * distance :]
+    fourth, fifth = pixels[3 * distance :], pixels[4 * distance :]
+    for x in range(len(out)):
+        six = np.int32(np.float32(third[x]) * np.float32(6))
+        total = np.int32(first[x] + fifth[x] + ((second[x] + fourth[x]) << 2) + six)
+        out[x] = np.int32(np.float32(total))
 
 
 @njit(**_IN_ORDER)
@@ -1348,10 +1405,10 @@ def likelihood_ratio(frames, noise, spot, steps, out):
     # Read noise is as good as Poisson noise of as much more light (Huang et al. 2013).
     read, light = np.zeros((2, height + 2 * radius, wide + 2 * radius), np.float32)
     if noisy:
-        _replicate(noise.astype(np.float32), radius, read)
+        _replicate(noise.astype(np.float32), radius, 0, read)
     work, single, found = np.empty((10, CHUNK)), np.empty(7 * CHUNK, np.float32), np.empty(CHUNK, np.float32)
     for n in range(frames.shape[0]):
-        _replicate(frames[n], radius, light)
+        _replicate(frames[n], radius, 0, light)
         for y in range(height):
             for x in range(0, width, CHUNK):
                 _likelihood_ratio_chunk(light, read, y, x, noisy, spot, steps, work, single, found)
