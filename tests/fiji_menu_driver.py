@@ -133,7 +133,7 @@ def drive(folder: str) -> None:
     IJ.run("Record...")
 
     model = f"{folder}/my model.safetensors"
-    ask("Train...", texts={1: model, 2: CAMERA}, last_number="25")
+    ask("Train...", texts={1: model, 2: CAMERA}, last_number="100")
     time.sleep(3)
     shot("training")
     until(lambda: "Model written" in str(IJ.getLog()), 180)

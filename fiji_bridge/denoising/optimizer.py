@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-FEWEST = 8
+FEWEST = 16
 """Rows and columns from which a kernel's steps are worth orthogonalizing."""
 DECAY = 0.1
 """Share of a kernel taken off in a step, over its learning rate: the few images are seen many times."""
