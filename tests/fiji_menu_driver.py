@@ -152,7 +152,7 @@ def drive(folder: str) -> None:
     made.changes = False
     made.close()
 
-    ask("Localize...", texts={1: CAMERA, 2: "sigma=1.3", 3: "1e-4"}, choice="torch")
+    ask("Localize...", texts={1: CAMERA, 2: "sigma=1.3", 4: "1e-4"}, choice="torch")
     until(lambda: "localizations in movie.tif" in str(IJ.getLog()))
     print("table", "localizations movie.tif" in [str(t) for t in WindowManager.getNonImageTitles()])
     print("localize", recorded_line("Localize..."))

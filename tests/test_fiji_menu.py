@@ -171,7 +171,7 @@ def test_with_windows_each_command_is_chosen_filled_in_recorded_and_replayed(fij
     said = done.stdout
     assert done.returncode == 0, said + done.stderr
     entered: list[tuple[Command, dict[str, Any]]] = [
-        (TRAIN, {"output": f"{movie}/my model.safetensors", "steps": 25, "camera": CAMERA}),
+        (TRAIN, {"output": f"{movie}/my model.safetensors", "steps": 100, "camera": CAMERA}),
         (DENOISE, {"model": f"{movie}/model.safetensors", "estimator": "map"}),
         (
             LOCALIZE,
