@@ -381,10 +381,8 @@ def outputs(arguments: argparse.Namespace, suffix: str) -> list[Path]:
     return [arguments.out / f"{stem}{suffix}" for stem in stems]
 
 
-def check_output(stack: Sequence[str], *outs: Path, folder: bool = False) -> None:
+def check_output(stack: Sequence[str], *outs: Path) -> None:
     """Stop before the work if its outputs would replace what is read or could not be written."""
-    if folder:  # `compare` itself knows what it writes there
-        return
     check_kept(stack, {f"--out {out}": out for out in outs})
     for out in outs:
         check_target(out)
@@ -419,8 +417,8 @@ def check_table(table: Path, options: str, out: Path) -> None:
 def batch(arguments: argparse.Namespace, suffix: str, one: Callable[[Any, Path], Result]) -> Result:
     """Do `one` for each stack; with several, a stack that fails does not stop the rest."""
     jobs = list(zip(sources(arguments), outputs(arguments, suffix), strict=True))
-    outs = (out for _, out in jobs)
-    check_output([*arguments.stack, *read_as_well(arguments)], *outs, folder=not suffix)
+    if suffix:  # else `compare` itself knows what it writes in its folders
+        check_output([*arguments.stack, *read_as_well(arguments)], *(out for _, out in jobs))
     if len(jobs) == 1:
         return one(*jobs[0])
     results: list[dict[str, Any]] = []

@@ -86,12 +86,12 @@ def check_kept(read: Iterable[str | os.PathLike[str]], outs: Mapping[str, str | 
     """
     from fiji_bridge.stack_formats import is_zarr
 
-    given, targets = ({Path(os.path.realpath(path)) for path in paths} for paths in (read, outs.values()))
-    if any(target.exists() for target in targets):
+    given = {Path(os.path.realpath(path)) for path in read}
+    targets = {name: Path(os.path.realpath(out)) for name, out in outs.items()}
+    if any(target.exists() for target in targets.values()):
         given |= {Path(os.path.realpath(file)) for path in given for file in _recorded_with(path)}
     stores = {path for path in given if is_zarr(path)}
-    for name, out in outs.items():
-        target = Path(os.path.realpath(out))
+    for name, target in targets.items():
         kept = stores.intersection(target.parents) or any(target in path.parents for path in given)
         if target in given or (target.exists() and kept):
             raise FijiBridgeError(

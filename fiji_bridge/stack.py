@@ -125,10 +125,9 @@ def frame_blocks(stack: "xr.DataArray", frames: int | None = None) -> Iterator[t
     if frames < 1:
         raise FijiBridgeError(f"A block must have at least one frame, not {frames}.")
     opened = _OPENED.get(getattr(stack.data, "name", ""))
-    held = opened is not None and opened.in_memory
+    given = opened if opened is not None and opened.in_memory else stack
     for first in range(0, stack.sizes["t"], frames):
-        some = slice(first, first + frames)
-        block = opened[some] if opened is not None and held else stack[some].to_numpy()
+        block = np.asarray(given[first : first + frames])
         if block.dtype.kind == "f" and not np.isfinite(block).all():
             frame = first + int(np.flatnonzero(~np.isfinite(block).all(axis=(1, 2)))[0]) + 1
             raise FijiBridgeError(
