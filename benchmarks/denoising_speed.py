@@ -12,20 +12,21 @@
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from cells import mean_psnr
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fiji_bridge import denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.crops import CropPool
 from fiji_bridge.denoising.model import has_bfloat16
-from fiji_bridge.denoising.network import BlindSpotNetwork
+from fiji_bridge.denoising.network import BlindSpotNetwork, Conv
 from fiji_bridge.denoising.noise_models import ENGINES
 from fiji_bridge.denoising.prediction import symmetric_outputs
 from fiji_bridge.denoising.training import DEFAULT_ENGINE, Schedule, _Run
@@ -37,21 +38,22 @@ CHECKPOINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Training times at which the default engine is scored [minutes]."""
 
 
-def timed(call: Callable[[], object], device: torch.device, seconds: float = 4.0) -> float:
-    """Median time of a call [s]."""
-    call()
-    spent: list[float] = []
-    while sum(spent) < seconds or len(spent) < 3:
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        spent.append(time.perf_counter() - began)
-    return float(np.median(spent))
+def timed(calls: Sequence[Callable[[], object]], device: torch.device, seconds: float = 12.0) -> list[float]:
+    """Median times of calls [s], taken in turns, so that what else the machine does meets all alike."""
+    spent: list[list[float]] = []
+    while len(spent) < 4 or np.sum(spent) < seconds:
+        spent.append([])
+        for call in calls:
+            began = time.perf_counter()
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            spent[-1].append(time.perf_counter() - began)
+    return [float(t) for t in np.median(spent[1:], axis=0)]
 
 
-class Convolutions(TorchFunctionMode):
-    """Notes the shapes of images and kernels, and the padding, of each convolution that runs meanwhile."""
+class Products(TorchFunctionMode):
+    """Notes the shapes of pixels and weights of matrix products, 1×1 convolutions, that run meanwhile."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,18 +61,30 @@ class Convolutions(TorchFunctionMode):
 
     def __torch_function__(self, function: Any, types: Any, given: Any = (), options: Any = None) -> Any:
         """Note and call."""
-        options = options or {}
-        if function is torch.conv2d:
-            image, kernel = given[:2]
-            padding = options.get("padding", given[4] if len(given) > 4 else 0)
-            self.seen.append((image.shape, kernel.shape, padding))
-        return function(*given, **options)
+        if function is nn.functional.linear:
+            self.seen.append((given[0].shape, given[1].shape, None))
+        return function(*given, **(options or {}))
 
 
-def convolutions_of(call: Callable[[], object]) -> list[tuple[torch.Size, torch.Size, Any]]:
-    """Shapes of the convolutions of a call."""
-    with Convolutions() as noted:
+def convolutions_of(
+    network: BlindSpotNetwork, call: Callable[[], object]
+) -> list[tuple[torch.Size, torch.Size, Any]]:
+    """Shapes of images and kernels, and the padding, of the convolutions of a call.
+
+    Images whose channels a kernel takes together count as one, as if they had been joined for nothing.
+    """
+    with Products() as noted:
+
+        def note(layer: Conv, images: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+            n, _, height, width = images[0].shape
+            shape = torch.Size([n, layer.in_channels, height, width])
+            noted.seen.append((shape, layer.weight.shape, (options["padding"], 1)))
+
+        layers = [layer for layer in network.modules() if isinstance(layer, Conv)]
+        hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
         call()
+        for hook in hooks:
+            hook.remove()
     return noted.seen
 
 
@@ -81,19 +95,19 @@ def bare(
     dtype = torch.bfloat16 if half else torch.float32
     work, operations = [], 0.0
     for shape, kernel, padding in shapes:
-        given, weight = (
-            torch.randn(s, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
-            for s in (shape, kernel)
-        )
-        result = nn.functional.conv2d(given, weight, padding=padding)
+        given, weight = (torch.randn(s, device=device, dtype=dtype) for s in (shape, kernel))
+        if padding is not None:
+            given, weight = (t.contiguous(memory_format=torch.channels_last) for t in (given, weight))
+        function = partial(nn.functional.conv2d, padding=padding) if padding else nn.functional.linear
+        result = function(given, weight)
         back = torch.ones_like(result)
-        work.append((given.requires_grad_(backward), weight.requires_grad_(backward), padding, back))
+        work.append((function, given.requires_grad_(backward), weight.requires_grad_(backward), back))
         operations += 2 * result.numel() * weight[0].numel() * (3 if backward else 1)
 
     def call() -> None:
-        for given, weight, padding, back in work:
+        for function, given, weight, back in work:
             with torch.set_grad_enabled(backward):
-                result = nn.functional.conv2d(given, weight, padding=padding)
+                result = function(given, weight)
                 if backward:
                     torch.autograd.grad(result, (given, weight), back)
 
@@ -115,7 +129,7 @@ def efficiency(raw: np.ndarray, device: torch.device) -> None:
     def step() -> None:
         run._step(1e-4, 10**6)
 
-    report("training", timed(step, device), bare(convolutions_of(step), device, half, True), device)
+    report("training", step, bare(convolutions_of(network, step), device, half, True), device)
 
     image = noise.normalize(torch.from_numpy(np.asarray(camera.to_photons(raw[:1]), np.float32))[:, None])
     image = image.to(device)
@@ -125,18 +139,16 @@ def efficiency(raw: np.ndarray, device: torch.device) -> None:
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=low):
                 symmetric_outputs(network.eval(), image, symmetries)
 
-        report(name, timed(predict, device), bare(convolutions_of(predict), device, low, False), device)
+        report(name, predict, bare(convolutions_of(network, predict), device, low, False), device)
 
 
 def report(
-    name: str, ours: float, convolutions: tuple[Callable[[], None], float], device: torch.device
+    name: str, call: Callable[[], None], convolutions: tuple[Callable[[], None], float], device: torch.device
 ) -> None:
-    call, operations = convolutions
-    least, rate = timed(call, device), operations / ours / 1e9
-    print(
-        f"{name:12} {1e3 * ours:10.1f} {1e3 * least:10.1f} {least / ours:10.2f} {rate:9.0f}",
-        flush=True,
-    )
+    alone, operations = convolutions
+    ours, least = timed([call, alone], device)
+    rate = operations / ours / 1e9
+    print(f"{name:12} {1e3 * ours:10.1f} {1e3 * least:10.1f} {least / ours:10.2f} {rate:9.0f}", flush=True)
 
 
 def against_n2v(raw: np.ndarray, truth: np.ndarray, device: str, steps: int | None) -> None:

@@ -5,8 +5,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from torch.nn import Parameter
 
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
+from fiji_bridge.denoising.optimizer import DECAY, RATIO, Optimizer
 from fiji_bridge.denoising.prediction import symmetric_outputs, tiled_outputs
 
 
@@ -141,3 +143,55 @@ def test_the_average_over_orientations_turns_with_the_image():
             back = symmetric_outputs(network, turned)
             back = back.rot90(-1, (2, 3)) if turned.equal(image.rot90(1, (2, 3))) else back.flip(2)
             torch.testing.assert_close(back, straight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("radius", [0, 1])
+def test_gradients_written_by_hand_are_those_of_finite_differences(radius):
+    network = BlindSpotNetwork((2, 3, 2), neighbours=1, blind_radius=radius).double()
+    image = torch.randn(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
+    kernels = [network.half_plane.stem[0].weight, network.half_plane.up[0][0].weight]
+
+    def features(image, *_):
+        return network.half_planes(image), network.beside(image[:, 1:])
+
+    assert torch.autograd.gradcheck(features, (image, *kernels))
+
+
+@pytest.mark.filterwarnings("ignore:Input #")  # that float32 is not exact
+def test_gradients_of_the_last_weights_are_those_of_finite_differences():
+    network = BlindSpotNetwork((2, 2), head=(3, 3))
+    features = torch.randn(1, 4, 4, 8, requires_grad=True)
+    weight = network.last.weight
+
+    def outputs(features, _):
+        return network.combine(features, torch.zeros(1, 1, 4, 4))
+
+    assert torch.autograd.gradcheck(outputs, (features, weight), eps=1e-3, atol=1e-3, nondet_tol=0)
+
+
+def test_kernels_take_the_steps_of_pytorchs_muon():
+    shapes = [(16, 12, 3, 3), (24, 56, 3, 3), (64, 48, 1, 1), (256, 32, 1, 1), (12, 12, 3, 3), (12,)]
+    weights = [Parameter(torch.randn(shape)) for shape in shapes]
+    for weight in weights[:5]:
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+    def rows(kernel):
+        return kernel.permute(0, 2, 3, 1).flatten(1)
+
+    matrices = [Parameter(rows(weight.detach()).clone()) for weight in weights[:4]]
+    before = [weight.detach().clone() for weight in weights]
+    ours, theirs = Optimizer(weights), torch.optim.Muon(matrices, lr=RATIO * 1e-2, weight_decay=DECAY)
+    for _ in range(5):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        for weight, matrix in zip(weights, matrices, strict=False):
+            matrix.grad = rows(weight.grad).clone()
+        ours.step(1e-2)
+        theirs.step()
+    for weight, matrix, old in zip(weights, matrices, before, strict=False):
+        change = rows(weight.detach() - old)
+        other = change - (matrix.detach() - rows(old))
+        assert other.norm() < 0.03 * change.norm()  # they are orthogonalized in bfloat16
+    for weight, old in zip(weights, before, strict=True):
+        assert (weight - old).abs().max() > 1e-3
+        assert weight.grad is None

@@ -71,7 +71,7 @@ class PoissonGaussian(GammaPoisson):
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Negative log of p(z): a density where the A/D step is 0, else a probability."""
-        return -posterior(*self.prior(outputs, readout), photons, readout).log_evidence
+        return -posterior(*self.prior(outputs, readout), photons, readout, moments=False).log_evidence
 
     def estimate(self, outputs: Tensor, photons: Tensor, readout: Readout, estimator: str = "mean") -> Tensor:
         """Posterior mean, the posterior's maximum (``map``) or the prior's mean (``prior``)."""
@@ -106,7 +106,7 @@ class PoissonGaussian(GammaPoisson):
 class Posterior:
     """What a reading says: log p(z), E[n|z], the reading itself, or what clipping hid of it.
 
-    `mode` is the most probable λ; it and `log_evidence` are 0 unless asked for.
+    `mode` is the most probable λ. What is not asked for is 0.
     """
 
     log_evidence: Tensor
@@ -157,6 +157,7 @@ def posterior(
     readout: Readout,
     *,
     evidence: bool = True,
+    moments: bool = True,
     mode: bool = False,
 ) -> Posterior:
     """Sum over the electrons that a reading can come from; gradients go to the prior alone."""
@@ -173,6 +174,7 @@ def posterior(
                 z[at],
                 replace(readout, read_variance=variance[at]),
                 evidence=evidence,
+                moments=moments,
                 mode=mode,
             )
             for at in parts
@@ -183,14 +185,16 @@ def posterior(
         read = _em_readout if readout.excess > 1 else _plain_readout
         nodes = read(z, variance, readout, mean, shape)
     log = _log_counts(nodes, mean, shape) + nodes.log_readout
-    share = log.detach().softmax(0)
-    electrons, unclipped = ((share * values).sum(0).double() for values in (nodes.number, nodes.unclipped))
-    unclipped = torch.where(_hidden(z, readout), unclipped, z)
-    peak = total = torch.zeros_like(z)
-    if mode:
-        peak = _mode(nodes.number, share, mean, shape)
+    total = electrons = unclipped = peak = torch.zeros_like(z)
     if evidence:
-        total = log.logsumexp(0) - negative_binomial_nll(nodes.number[0].double(), mean, shape)
+        sum_of = log[0] if len(log) == 1 else log.logsumexp(0)
+        total = sum_of - negative_binomial_nll(nodes.number[0].double(), mean, shape)
+    if moments or mode:
+        share = log.detach().softmax(0)
+        electrons, unclipped = ((share * v).sum(0).double() for v in (nodes.number, nodes.unclipped))
+        unclipped = torch.where(_hidden(z, readout), unclipped, z)
+        if mode:
+            peak = _mode(nodes.number, share, mean, shape)
     result = Posterior(total, electrons, unclipped, peak)
     if readout.highest < math.inf:
         result = _with_saturated(result, mean, shape, z, variance, readout, mode)
