@@ -1,5 +1,7 @@
 """The Gamma-Poisson model against closed forms, and without bias below zero."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -143,7 +145,33 @@ def test_as_much_is_doubted_as_the_network_is_wrong(engine, error):
     photons = rng.poisson(light) + rng.normal(0, 1, 30_000)
     adapted = noise.adapted(outputs, as_images(photons), readout)
     assert adapted.doubt == pytest.approx(error, rel=0.1, abs=0.02)
-    assert adapted.constants() == noise.constants()
+    assert replace(adapted, doubt=0.0, narrowing=()) == noise
+    change = replace(adapted, narrowing=()).weight(outputs, readout) - adapted.weight(outputs, readout)
+    assert change.abs().max() < 0.02
+
+
+@pytest.mark.parametrize("engine", ["poisson-gaussian", "gamma-poisson", "gaussian"])
+def test_priors_too_wide_are_narrowed_as_far_as_readings_show(engine):
+    rng, readout, size = np.random.default_rng(8), Readout(read_variance=1.0), 2**17
+    noise = ENGINES[engine].fit(rng.poisson(50.0, 1000).astype(float), 1.0, 1.0)
+    level = torch.linspace(-2, 2, size).reshape(1, 1, 1, size)
+    outputs = torch.cat([level, torch.full_like(level, 0.5)], dim=1)
+    mean, width = (value.flatten().numpy() for value in noise.prior(outputs, readout)[:2])
+    variance = np.broadcast_to(width if engine == "gaussian" else mean**2 / width, mean.shape)
+    expected = noise.estimate(outputs, torch.zeros(1, 1, 1, size), readout, "prior").flatten().numpy()
+    true = np.where(expected < np.median(expected), 0.25, 1.0) * variance  # of the light's distribution
+    light = rng.gamma(expected.clip(1e-3) ** 2 / true, true / expected.clip(1e-3))
+    photons = as_images(rng.poisson(light) + rng.normal(0, 1, size))
+    narrowed = noise.balanced(outputs, photons, readout)
+    (dark, *_), (_, bright) = (shares := [share for _, share in narrowed.narrowing]), (shares[0], shares[-1])
+    assert 0.25 < dark < 0.6  # not all that it is too wide, as the noise may not be what it is taken for
+    assert bright == pytest.approx(1.0, abs=0.1)
+
+    def error(model):
+        found = model.estimate(outputs, photons, readout, "mean").flatten().numpy()
+        return np.mean((found - light)[: size // 2] ** 2)
+
+    assert error(narrowed) < error(noise)
 
 
 def test_engines_are_registered_by_name():

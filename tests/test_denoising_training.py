@@ -279,7 +279,7 @@ def test_hot_pixels_leave_the_rest_of_the_image_as_bright_as_it_is():
     raw[1, 5, 5], raw[2, 20, 25] = 6000, 30000
     camera = Camera(offset=100.0, photons_per_adu=1.0, read_noise=1.5)
     model = train(raw, camera=camera, steps=60, features=(16, 16))
-    assert model.noise.scale == pytest.approx(1, abs=0.05)
+    assert model.noise.scale == pytest.approx(1, abs=0.2)
     far = np.ones(raw.shape, bool)
     far[1, 3:8, 3:8] = far[2, 18:23, 23:28] = False
     denoised = denoise(raw, model).to_numpy()

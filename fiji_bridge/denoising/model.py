@@ -182,7 +182,7 @@ class Model(Denoiser):
         constants = metadata.pop("noise")
         for name, value in constants.items():
             least = {"center": -math.inf, "floor": 0.0}.get(name, 1e-30)
-            if not least <= value < math.inf:
+            if not np.all((np.asarray(value) >= least) & np.isfinite(value)):
                 raise ValueError(name)
         noise = ENGINES[metadata.pop("engine")](**constants)
         with torch.device("meta"):  # nothing is as large as the file says before its weights are

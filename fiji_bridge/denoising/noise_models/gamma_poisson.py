@@ -1,6 +1,6 @@
 """Poisson light under a Gamma prior."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -10,11 +10,14 @@ from torch.nn.functional import softplus
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising.noise_models.protocol import (
+    Narrowing,
     Readout,
     doubting,
+    narrowing,
     poisson_like,
     root_of,
     scaled,
+    share_at,
 )
 
 LOG_SHAPE = (float(np.log(1e-2)), float(np.log(1e6)))
@@ -43,6 +46,8 @@ class GammaPoisson:
         Excess noise of the camera trained with.
     scale
         Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
+    narrowing
+        Share of the prior's variance that is true, by its mean; see `protocol.narrowing`.
     doubt
         Standard deviation of the prior's mean itself, relative to it; see `protocol.doubting`. It belongs to
         the images denoised, and so is not kept in a file.
@@ -58,7 +63,12 @@ class GammaPoisson:
     floor: float = 0.0
     excess: float = 1.0
     scale: float = 1.0
+    narrowing: Narrowing = ()
     doubt: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Take lists, which files have, for tuples."""
+        object.__setattr__(self, "narrowing", tuple(map(tuple, self.narrowing)))
 
     @classmethod
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> Self:
@@ -88,7 +98,12 @@ class GammaPoisson:
         mean = mean * (self.excess / readout.excess)
         extra = (readout.read_variance / readout.excess - self.floor) / readout.excess
         noisier = (1 + extra / mean).clamp(min=1e-3)
-        return mean * noisier, shape * noisier.square()
+        mean = mean * noisier
+        return mean, self._narrowed(mean, shape * noisier.square())
+
+    def _narrowed(self, mean: Tensor, shape: Tensor) -> Tensor:
+        """Take the part of the prior's variance that is true."""
+        return shape / share_at(mean, self.narrowing) if self.narrowing else shape
 
     def _doubted(self, shape: Tensor) -> Tensor:
         """Add the variance of its mean to that of the prior, which over the mean's square is 1/shape."""
@@ -117,18 +132,25 @@ class GammaPoisson:
         return mean / (shape + mean)
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Scale the mean of the prior until the posterior means sum to the data."""
+        """Narrow the prior to its true width; scale its mean until the posterior means sum to the data."""
 
         def imbalance(model: Self) -> tuple[Tensor, Tensor]:
             mean, _ = model.prior(outputs, readout)
             missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / readout.excess
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
-        return scaled(self, imbalance)
+        return scaled(self._judged(outputs, photons, readout), imbalance)
+
+    def _judged(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        wide = replace(self, narrowing=())
+        mean, shape = wide.prior(outputs, readout)
+        found, cut_off = (poisson_like(photons, readout) - mean).square(), photons <= readout.lowest
+        return replace(self, narrowing=narrowing(mean, mean.square() / shape, mean, found, cut_off))
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Widen the prior as far as these images ask for."""
-        return doubting(self, outputs, photons, readout)
+        """Widen the prior as far as these images ask for, then narrow it as they do."""
+        doubtful = doubting(replace(self, narrowing=()), outputs, photons, readout)
+        return doubtful._judged(outputs, photons, readout)
 
 
 def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

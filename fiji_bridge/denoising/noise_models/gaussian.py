@@ -1,7 +1,7 @@
 """Gaussian light under Gaussian noise, the variance of which grows with the light."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,7 +9,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from fiji_bridge.camera import Camera
-from fiji_bridge.denoising.noise_models.protocol import Readout, doubting, scaled
+from fiji_bridge.denoising.noise_models.protocol import (
+    Narrowing,
+    Readout,
+    doubting,
+    narrowing,
+    scaled,
+    share_at,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Gaussian:
         Mean and standard deviation of the data [photons], which normalize the network's input.
     scale
         Factor on the prior's mean, by which training makes the mean of the denoised data that of the raw.
-    doubt
+    narrowing, doubt
         As of `GammaPoisson`.
     """
 
@@ -38,7 +45,12 @@ class Gaussian:
     center: float
     spread: float
     scale: float = 1.0
+    narrowing: Narrowing = ()
     doubt: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Take lists, which files have, for tuples."""
+        object.__setattr__(self, "narrowing", tuple(map(tuple, self.narrowing)))
 
     @classmethod
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "Gaussian":
@@ -61,7 +73,8 @@ class Gaussian:
         # A width of 0 is as wide as the noise of an average pixel.
         start = math.sqrt(max(self.center, 1.0))
         prior = (start * softplus(3 * width + math.log(math.e - 1))).square() + 1e-6
-        return mean, prior + (self.doubt * mean).square(), noise
+        prior = prior + (self.doubt * mean).square()
+        return mean, prior * share_at(mean, self.narrowing) if self.narrowing else prior, noise
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Negative log of the normal density with both variances added."""
@@ -82,15 +95,21 @@ class Gaussian:
         return prior / (prior + noise)
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
-        """Scale the mean of the prior until the posterior means sum to the data."""
+        """Narrow the prior to its true width; scale its mean until the posterior means sum to the data."""
 
         def imbalance(model: Gaussian) -> tuple[Tensor, Tensor]:
             mean, _, _ = model.prior(outputs, readout)
             missing = (photons.double() - model.estimate(outputs, photons, readout)).sum()
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
-        return scaled(self, imbalance)
+        return scaled(self._judged(outputs, photons, readout), imbalance)
+
+    def _judged(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
+        mean, prior, noise = replace(self, narrowing=()).prior(outputs, readout)
+        found, cut_off = (photons.double() - mean).square(), photons <= readout.lowest
+        return replace(self, narrowing=narrowing(mean, prior, noise, found, cut_off))
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
-        """Widen the prior as far as these images ask for."""
-        return doubting(self, outputs, photons, readout)
+        """Widen the prior as far as these images ask for, then narrow it as they do."""
+        doubtful = doubting(replace(self, narrowing=()), outputs, photons, readout)
+        return doubtful._judged(outputs, photons, readout)

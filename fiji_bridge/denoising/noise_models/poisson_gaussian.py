@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from torch.special import gammainc, gammaincc, log_ndtr
 
 from fiji_bridge.denoising.noise_models.gamma_poisson import LOG_SHAPE, GammaPoisson, negative_binomial_nll
-from fiji_bridge.denoising.noise_models.protocol import Readout, scaled
+from fiji_bridge.denoising.noise_models.protocol import Readout, narrowing, scaled
 
 NODES, EM_NODES, CENSORED_NODES = 24, 32, 64
 """Most numbers of electrons to sum over, without EM gain, with it, and for saturated pixels."""
@@ -67,7 +67,8 @@ class PoissonGaussian(GammaPoisson):
         light = max(self.excess * (self.center**2 - dark**2) / 4, 0.25)
         # A prior as wide as the noise: to a narrow one, light where none was expected is but noise.
         start = math.log(light**2 / (self.excess * (light + self.floor)))
-        return mean, self._doubted((middle + half * torch.tanh((3 * shape + start - middle) / half)).exp())
+        shape = self._doubted((middle + half * torch.tanh((3 * shape + start - middle) / half)).exp())
+        return mean, self._narrowed(mean, shape)
 
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor:
         """Negative log of p(z): a density where the A/D step is 0, else a probability."""
@@ -99,7 +100,13 @@ class PoissonGaussian(GammaPoisson):
             missing = (seen.unclipped - (shape + seen.electrons) / (shape / mean + 1)).sum()
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
-        return scaled(self, imbalance)
+        return scaled(self._judged(outputs, photons, readout), imbalance)
+
+    def _judged(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        mean, shape = replace(self, narrowing=()).prior(outputs, readout)
+        noise = readout.excess * mean + readout.read_variance + readout.step**2 / 12
+        found, cut_off = (photons - mean).square(), _hidden(photons, readout) | _saturated(photons, readout)
+        return replace(self, narrowing=narrowing(mean, mean.square() / shape, noise, found, cut_off))
 
 
 @dataclass(frozen=True)
@@ -234,6 +241,10 @@ def _quiet(variance: Tensor, readout: Readout) -> Tensor:
 
 def _hidden(z: Tensor, readout: Readout) -> Tensor:
     return z <= readout.lowest + _tolerance(readout.lowest, readout)
+
+
+def _saturated(z: Tensor, readout: Readout) -> Tensor:
+    return z >= readout.highest - _tolerance(readout.highest, readout)
 
 
 def _tolerance(end: float, readout: Readout) -> float:
@@ -420,7 +431,7 @@ def _with_saturated(
     mode: bool,
 ) -> Posterior:
     """Put in the pixels at the upper end of the range: p is the probability of all that lies beyond."""
-    (at,) = torch.nonzero(z >= readout.highest - _tolerance(readout.highest, readout), as_tuple=True)
+    (at,) = torch.nonzero(_saturated(z, readout), as_tuple=True)
     if len(at) == 0:
         return result
     mean, shape, edge = mean[at], shape[at], readout.highest - readout.step / 2

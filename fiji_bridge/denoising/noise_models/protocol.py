@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import numpy as np
@@ -18,6 +19,17 @@ OUTLIER = 10.0
 """Standard deviations of a hot or dead pixel, which tells nothing of the network or the light."""
 NO_DOUBT = 1e-4
 """Gain of likelihood below which there is no doubt [nats a pixel]."""
+RANKS = (0.0, 0.25, 0.5, 0.75, 0.875, 0.94, 0.97, 1.0)
+"""Ranks of brightness between which the width of priors is judged."""
+NARROWEST = 0.1
+"""Least share of a prior's variance that is kept."""
+UNCERTAIN_NOISE = 0.1
+"""Relative error of the noise's variance that an estimated camera may have."""
+MANY = 0.01
+"""Share of readings cut off at an end of the range from which they hide how far others lie from the mean."""
+
+Narrowing = tuple[tuple[float, float], ...]
+"""Means of a prior, growing, and the share of its variance that is true there."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class NoiseModel(Protocol):
         ...
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Correct the model so that its estimates keep the mean of these images."""
+        """Correct the model by these images: the width of its priors, and the mean of its estimates."""
         ...
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
@@ -123,6 +135,43 @@ def doubting(model: _Doubter, outputs: Tensor, photons: Tensor, readout: Readout
     )
     doubt = math.exp(found.x) if found.fun < improbable(0.0) - NO_DOUBT else 0.0
     return replace(model, doubt=doubt)  # type: ignore[type-var]
+
+
+def narrowing(mean: Tensor, prior: Tensor, noise: Tensor, found: Tensor, cut_off: Tensor) -> Narrowing:
+    """Compare the variances of priors with those that readings show, from mean and variances of each pixel.
+
+    `found` is (z − m)², on average the sum of both variances, so that what it has beyond the noise is the
+    error of the prior's mean; where many readings are cut off it is not. The likelihood makes priors wider
+    than that: it was learnt from one orientation and less light, and where noise has tails that no Poisson
+    variable has, as of photomultipliers, width stands for those. The posterior mean is a mean weighted by
+    these variances, whatever the distributions (Bühlmann 1967), and best with the true ones.
+    """
+    values = torch.broadcast_tensors(mean, prior, noise, found, cut_off)
+    mean, prior, noise, found, cut_off = (value.flatten().double() for value in values)
+    order, shares = mean.argsort(), []
+    edges = [round(rank * len(order)) for rank in RANKS]
+    for at in (order[first:last] for first, last in pairwise(edges) if last > first):
+        expected, error = float(prior[at].mean()), (found - noise)[at]
+        excess = expected - float(error.mean())
+        uncertain = (
+            float(error.var(correction=0)) / len(at) + (UNCERTAIN_NOISE * float(noise[at].mean())) ** 2
+        )
+        sure = excess**2 / max(excess**2 + uncertain, 1e-12)
+        known = excess > 0 and float(cut_off[at].mean()) < MANY
+        shares.append(
+            (float(mean[at].mean()), max(1 - sure * excess / expected, NARROWEST) if known else 1.0)
+        )
+    return tuple(shares)
+
+
+def share_at(mean: Tensor, known: Narrowing) -> Tensor:
+    """Interpolate the share of the variance at these means, linear in their logarithm."""
+    at, shares = torch.tensor(known, dtype=mean.dtype, device=mean.device).clamp(min=1e-6).T
+    log, place = at.log(), mean.clamp(min=1e-6).log()
+    right = torch.searchsorted(log, place).clamp(1, len(log) - 1)
+    left = right - 1
+    part = ((place - log[left]) / (log[right] - log[left]).clamp(min=1e-12)).clamp(0, 1)
+    return shares[left] + part * (shares[right] - shares[left])
 
 
 def scaled(model: _Model, imbalance: Callable[[_Model], tuple[Tensor, Tensor]]) -> _Model:
