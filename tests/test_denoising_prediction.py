@@ -56,12 +56,14 @@ def test_a_movie_s_frames_see_their_neighbours_whatever_the_blocks(monkeypatch):
     torch.nn.init.normal_(network.last.weight)
     model = Model(network, GammaPoisson(6.0, 2.0), CAMERA)
     raw = movie(7, 24, 20)
-    whole = denoise(raw, model).to_numpy()
+    whole = denoise(raw, model, estimator="prior").to_numpy()
     monkeypatch.setattr(stack, "BLOCK_BYTES", 1)  # one frame a block
-    np.testing.assert_allclose(denoise(raw, model).to_numpy(), whole, rtol=1e-5)
+    np.testing.assert_allclose(denoise(raw, model, estimator="prior").to_numpy(), whole, rtol=1e-5)
     changed = raw.copy()
     changed[3, 10, 10] += 200
-    difference = (np.abs(denoise(changed, model).to_numpy() - whole) > 0.01).any(axis=(1, 2))
+    difference = (np.abs(denoise(changed, model, estimator="prior").to_numpy() - whole) > 0.01).any(
+        axis=(1, 2)
+    )
     assert difference.tolist() == [False, True, True, True, True, True, False]
     with pytest.raises(FijiBridgeError, match="single frame"):
         denoise(raw[:1], model)

@@ -220,8 +220,8 @@ def train(
             f"blind_radius is {blind_radius}, and crops are {pool.crop} pixels across; give less than half"
             " of that."
         )
-    if model is not None:
-        noise = model.noise
+    if model is not None:  # with the width that its network learnt
+        noise = kind(**{k: v for k, v in model.noise.constants().items() if k != "narrowing"})
     else:
         light = np.concatenate([part.photons.flatten().cpu().numpy() for part in pool.sample(2**20)])
         noise = kind.fit(light, own.excess_noise, float(np.min(own.read_variance)))

@@ -19,8 +19,10 @@ OUTLIER = 10.0
 """Standard deviations of a hot or dead pixel, which tells nothing of the network or the light."""
 NO_DOUBT = 1e-4
 """Gain of likelihood below which there is no doubt [nats a pixel]."""
-RANKS = (0.0, 0.25, 0.5, 0.75, 0.875, 0.94, 0.97, 1.0)
+RANKS = (0.25, 0.5, 0.75, 0.875, 0.94, 0.97)
 """Ranks of brightness between which the width of priors is judged."""
+APART = 0.1
+"""Least difference between those brightnesses, in standard deviations of the noise."""
 NARROWEST = 0.1
 """Least share of a prior's variance that is kept."""
 UNCERTAIN_NOISE = 0.1
@@ -148,9 +150,11 @@ def narrowing(mean: Tensor, prior: Tensor, noise: Tensor, found: Tensor, cut_off
     """
     values = torch.broadcast_tensors(mean, prior, noise, found, cut_off)
     mean, prior, noise, found, cut_off = (value.flatten().double() for value in values)
-    order, shares = mean.argsort(), []
-    edges = [round(rank * len(order)) for rank in RANKS]
-    for at in (order[first:last] for first, last in pairwise(edges) if last > first):
+    order, shares, edges = mean.argsort(), [], [0]
+    for place in (order[int(rank * len(order))] for rank in RANKS):
+        if mean[place] - mean[order[edges[-1]]] > APART * noise[place].sqrt():
+            edges.append(int((mean < mean[place]).sum()))
+    for at in (order[first:last] for first, last in pairwise([*edges, len(order)])):
         expected, error = float(prior[at].mean()), (found - noise)[at]
         excess = expected - float(error.mean())
         uncertain = (
