@@ -162,7 +162,7 @@ def test_priors_too_wide_are_narrowed_as_far_as_readings_show(engine):
     true = np.where(expected < np.median(expected), 0.25, 1.0) * variance  # of the light's distribution
     light = rng.gamma(expected.clip(1e-3) ** 2 / true, true / expected.clip(1e-3))
     photons = as_images(rng.poisson(light) + rng.normal(0, 1, size))
-    narrowed = noise.balanced(outputs, photons, readout)
+    narrowed = noise.narrowed(outputs, photons, readout)
     (dark, *_), (_, bright) = (shares := [share for _, share in narrowed.narrowing]), (shares[0], shares[-1])
     assert 0.2 < dark < 0.6  # not all that it is too wide, as the noise may not be what it is taken for
     assert bright == pytest.approx(1.0, abs=0.1)

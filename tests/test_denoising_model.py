@@ -12,7 +12,7 @@ from fiji_bridge.camera import Camera
 from fiji_bridge.denoising import Model, denoise, load_model
 from fiji_bridge.denoising.model import shipped_models
 from fiji_bridge.denoising.network import BlindSpotNetwork
-from fiji_bridge.denoising.noise_models import GammaPoisson
+from fiji_bridge.denoising.noise_models import ENGINES, GammaPoisson
 from fiji_bridge.errors import FijiBridgeError
 
 WRONG_CONSTANTS = (
@@ -163,3 +163,32 @@ def test_each_model_that_ships_is_small_has_its_page_and_serves_any_camera():
 def test_a_name_that_no_model_has_is_told_which_there_are():
     with pytest.raises(FijiBridgeError, match="confocal"):
         load_model("konfocal")
+
+
+@pytest.mark.parametrize("engine", ["gaussian", "poisson-gaussian"])
+def test_widths_of_priors_are_kept_also_in_the_dark(tmp_path, engine):
+    noise = ENGINES[engine](1.0, 2.0, narrowing=((-0.5, 1.0), (3.0, 0.25)))
+    Model(BlindSpotNetwork((2,), head=(3,)), noise, None).save(tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors").noise == noise
+
+
+@pytest.mark.parametrize(
+    "narrowing",
+    [
+        [[]],
+        [[1]],
+        [[1, 0.5, 3], [2, 0.5, 3]],
+        [[[1, 2]]],
+        [[1, 1e300]],
+        [[3, 0.5], [1, 0.2]],
+        [["1", "0.5"]],
+        3,
+    ],
+)
+def test_widths_that_no_priors_have_are_refused(tmp_path, monkeypatch, narrowing):
+    model = Model(BlindSpotNetwork((2,), head=(3,)), ENGINES["gaussian"](1.0, 2.0), None)
+    constants = model.noise.constants() | {"narrowing": narrowing}
+    monkeypatch.setattr(type(model.noise), "constants", lambda _: constants)
+    model.save(tmp_path / "model.safetensors")
+    with pytest.raises(FijiBridgeError, match="damaged"):
+        load_model(tmp_path / "model.safetensors")

@@ -182,7 +182,9 @@ class Model(Denoiser):
         constants = metadata.pop("noise")
         for name, value in constants.items():
             least = {"center": -math.inf, "floor": 0.0}.get(name, 1e-30)
-            if not np.all((np.asarray(value) >= least) & np.isfinite(value)):
+            if name == "narrowing":
+                _check_narrowing(value)
+            elif not least <= value < math.inf:
                 raise ValueError(name)
         noise = ENGINES[metadata.pop("engine")](**constants)
         with torch.device("meta"):  # nothing is as large as the file says before its weights are
@@ -261,6 +263,16 @@ def fingerprint(stack: xr.DataArray) -> str:
         series, frame = every[place]
         told.update(np.asarray(series[frame], np.float32).tobytes())
     return told.hexdigest()[:16]
+
+
+def _check_narrowing(pairs: Any) -> None:
+    known = np.asarray(pairs)
+    if len(pairs) and not (known.ndim == 2 and known.shape[1] == 2 and known.dtype.kind in "iuf"):
+        raise ValueError("narrowing")
+    means, shares = known.reshape(-1, 2).T
+    sound = (np.abs(means) < 1e30).all() and (np.diff(means) > 0).all()
+    if not (sound and ((shares > 0) & (shares <= 1)).all()):
+        raise ValueError("narrowing")
 
 
 def denoiser_class(engine: str, where: str = "the engine option") -> "type[Model] | type[Baseline]":

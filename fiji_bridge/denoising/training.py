@@ -433,6 +433,8 @@ def _balance(
 ) -> tuple[NoiseModel, float]:
     """Make the mean of the denoised data that of the raw; give their ratio on held-out pixels.
 
+    First the held-out pixels judge how wide the priors are.
+
     Pixels that no light and noise explain, hot or dead ones, do not count.
     """
     batches = [*pool.sample(2 * BALANCED_PIXELS // noise.outputs), pool.held_out]
@@ -447,13 +449,12 @@ def _balance(
         columns = [outputs.movedim(1, -1).flatten(0, 2)[..., None, None]]
         columns += [values.flatten()[:, None, None, None] for values in (batch.photons, variance)]
         rows.append(tuple(column[usual] for column in columns))
-    outputs, photons, variance = (torch.cat(part) for part in zip(*rows[:-1], strict=True))
-    balanced = noise.balanced(outputs, photons, replace(pool.readout, read_variance=variance))
-    outputs, photons, variance = rows[-1]
-    denoised = balanced.estimate(
-        outputs, photons, replace(pool.readout, read_variance=variance), balanced.estimators[0]
-    )
-    return balanced, float(denoised.double().sum() / photons.double().sum())
+    *trained_on, (apart, light, variance_apart) = rows
+    outputs, photons, variance = (torch.cat(part) for part in zip(*trained_on, strict=True))
+    readout, readout_apart = (replace(pool.readout, read_variance=v) for v in (variance, variance_apart))
+    noise = noise.narrowed(apart, light, readout_apart).balanced(outputs, photons, readout)
+    denoised = noise.estimate(apart, light, readout_apart, noise.estimators[0])
+    return noise, float(denoised.double().sum() / light.double().sum())
 
 
 def _open(stacks: Any) -> list[xr.DataArray]:

@@ -132,25 +132,26 @@ class GammaPoisson:
         return mean / (shape + mean)
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Narrow the prior to its true width; scale its mean until the posterior means sum to the data."""
+        """Scale the mean of the prior until the posterior means sum to the data."""
 
         def imbalance(model: Self) -> tuple[Tensor, Tensor]:
             mean, _ = model.prior(outputs, readout)
             missing = (photons.double() - model.estimate(outputs, photons, readout)).sum() / readout.excess
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
-        return scaled(self._judged(outputs, photons, readout), imbalance)
+        return scaled(self, imbalance)
 
-    def _judged(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+    def narrowed(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Compare the prior with the readings; see `protocol.narrowing`."""
         wide = replace(self, narrowing=())
         mean, shape = wide.prior(outputs, readout)
         found, cut_off = (poisson_like(photons, readout) - mean).square(), photons <= readout.lowest
         return replace(self, narrowing=narrowing(mean, mean.square() / shape, mean, found, cut_off))
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Widen the prior as far as these images ask for, then narrow it as they do."""
+        """Widen the prior as far as these images ask for; narrow it where there is no doubt."""
         doubtful = doubting(replace(self, narrowing=()), outputs, photons, readout)
-        return doubtful._judged(outputs, photons, readout)
+        return doubtful if doubtful.doubt else doubtful.narrowed(outputs, photons, readout)
 
 
 def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

@@ -95,21 +95,22 @@ class Gaussian:
         return prior / (prior + noise)
 
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
-        """Narrow the prior to its true width; scale its mean until the posterior means sum to the data."""
+        """Scale the mean of the prior until the posterior means sum to the data."""
 
         def imbalance(model: Gaussian) -> tuple[Tensor, Tensor]:
             mean, _, _ = model.prior(outputs, readout)
             missing = (photons.double() - model.estimate(outputs, photons, readout)).sum()
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
-        return scaled(self._judged(outputs, photons, readout), imbalance)
+        return scaled(self, imbalance)
 
-    def _judged(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
+    def narrowed(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
+        """Compare the prior with the readings; see `protocol.narrowing`."""
         mean, prior, noise = replace(self, narrowing=()).prior(outputs, readout)
         found, cut_off = (photons.double() - mean).square(), photons <= readout.lowest
         return replace(self, narrowing=narrowing(mean, prior, noise, found, cut_off))
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
-        """Widen the prior as far as these images ask for, then narrow it as they do."""
+        """Widen the prior as far as these images ask for; narrow it where there is no doubt."""
         doubtful = doubting(replace(self, narrowing=()), outputs, photons, readout)
-        return doubtful._judged(outputs, photons, readout)
+        return doubtful if doubtful.doubt else doubtful.narrowed(outputs, photons, readout)

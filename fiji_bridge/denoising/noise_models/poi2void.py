@@ -92,6 +92,10 @@ class Poi2Void:
         """Leave it: it has nothing to scale."""
         return self
 
+    def narrowed(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Poi2Void":
+        """Leave it: its priors have no width of their own."""
+        return self
+
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Poi2Void":
         """Leave it: its priors have no width of their own."""
         return self

@@ -100,9 +100,10 @@ class PoissonGaussian(GammaPoisson):
             missing = (seen.unclipped - (shape + seen.electrons) / (shape / mean + 1)).sum()
             return missing, (mean * (1 - model.weight(outputs, readout))).sum()
 
-        return scaled(self._judged(outputs, photons, readout), imbalance)
+        return scaled(self, imbalance)
 
-    def _judged(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+    def narrowed(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Compare the prior with the readings; see `protocol.narrowing`."""
         mean, shape = replace(self, narrowing=()).prior(outputs, readout)
         noise = readout.excess * mean + readout.read_variance + readout.step**2 / 12
         found, cut_off = (photons - mean).square(), _hidden(photons, readout) | _saturated(photons, readout)

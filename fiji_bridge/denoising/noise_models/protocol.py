@@ -86,8 +86,12 @@ class NoiseModel(Protocol):
         """How much of a pixel's own value goes into its estimate, 0 to 1."""
         ...
 
+    def narrowed(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Correct the width of the priors by images that the network was not trained on."""
+        ...
+
     def balanced(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
-        """Correct the model by these images: the width of its priors, and the mean of its estimates."""
+        """Correct the model so that its estimates keep the mean of these images."""
         ...
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
@@ -148,6 +152,8 @@ def narrowing(mean: Tensor, prior: Tensor, noise: Tensor, found: Tensor, cut_off
     variable has, as of photomultipliers, width stands for those. The posterior mean is a mean weighted by
     these variances, whatever the distributions (Bühlmann 1967), and best with the true ones.
     """
+    if mean.numel() == 0:
+        return ()
     values = torch.broadcast_tensors(mean, prior, noise, found, cut_off)
     mean, prior, noise, found, cut_off = (value.flatten().double() for value in values)
     order, shares, edges = mean.argsort(), [], [0]
@@ -169,12 +175,11 @@ def narrowing(mean: Tensor, prior: Tensor, noise: Tensor, found: Tensor, cut_off
 
 
 def share_at(mean: Tensor, known: Narrowing) -> Tensor:
-    """Interpolate the share of the variance at these means, linear in their logarithm."""
-    at, shares = torch.tensor(known, dtype=mean.dtype, device=mean.device).clamp(min=1e-6).T
-    log, place = at.log(), mean.clamp(min=1e-6).log()
-    right = torch.searchsorted(log, place).clamp(1, len(log) - 1)
-    left = right - 1
-    part = ((place - log[left]) / (log[right] - log[left]).clamp(min=1e-12)).clamp(0, 1)
+    """Interpolate the share of the variance at these means."""
+    at, shares = torch.tensor(known, dtype=mean.dtype, device=mean.device).T.contiguous()
+    right = torch.searchsorted(at, mean.contiguous()).clamp(max=len(at) - 1)
+    left = (right - 1).clamp(min=0)
+    part = ((mean - at[left]) / (at[right] - at[left]).clamp(min=1e-12)).clamp(0, 1)
     return shares[left] + part * (shares[right] - shares[left])
 
 
