@@ -145,9 +145,8 @@ def test_the_average_over_orientations_turns_with_the_image():
             torch.testing.assert_close(back, straight, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("radius", [0, 1])
-def test_gradients_written_by_hand_are_those_of_finite_differences(radius):
-    network = BlindSpotNetwork((2, 3, 2), neighbours=1, blind_radius=radius).double()
+def test_gradients_written_by_hand_are_those_of_finite_differences():
+    network = BlindSpotNetwork((2, 3, 2), neighbours=1, blind_radius=1).double()
     image = torch.randn(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     kernels = [network.half_plane.stem[0].weight, network.half_plane.up[0][0].weight]
 

@@ -13,6 +13,7 @@ from fiji_bridge.errors import FijiBridgeError
 
 SLOPE = 0.1
 TINY = 1e-30
+"""By how much the first of two pixels may be below the second and still count as the larger."""
 NEIGHBOUR_SCALES = 3
 """Scales at which neighbouring frames are looked at."""
 

@@ -53,7 +53,8 @@ def denoise(
 
     On a stack or with a camera that the model was not trained with, the prior is given a relative error of
     its mean, the one that makes the stack most probable (`noise_models.protocol.doubting`): what the network
-    does not know is taken from the pixels themselves.
+    does not know is taken from the pixels themselves. Where there is no such error, the stack says how much
+    of the prior's width is true (`noise_models.protocol.narrowing`).
 
     Parameters
     ----------

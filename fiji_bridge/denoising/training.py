@@ -104,7 +104,7 @@ def train(
     likelihood of each pixel given its surroundings (equation 4 of the Gamma-Poisson paper), and an average of
     the weights is kept. Some blocks of pixels are never trained on: when their likelihood stops improving, or
     the budget nears its end, the learning rate falls to 0, and the weights that served them best are
-    returned.
+    returned. They also say how wide the priors truly are (`noise_models.protocol.narrowing`).
 
     Parameters
     ----------
