@@ -259,7 +259,7 @@ class BlindSpotNetwork(nn.Module):
         self.half_plane = UNet(1 + 2 * neighbours, features, upward=True)
         self.beside = UNet(2 * neighbours, features[:NEIGHBOUR_SCALES], upward=False) if neighbours else None
         self.mix = nn.Conv2d((5 if neighbours else 4) * finest, head[0], 1)
-        self.refine = nn.Sequential(
+        self.refine = nn.Sequential(  # every other layer only keeps the numbers that files know weights by
             *(
                 layer
                 for sizes in pairwise(head)

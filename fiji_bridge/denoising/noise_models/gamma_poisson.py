@@ -150,8 +150,7 @@ class GammaPoisson:
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
         """Widen the prior as far as these images ask for; narrow it where there is no doubt."""
-        doubtful = doubting(replace(self, narrowing=()), outputs, photons, readout)
-        return doubtful if doubtful.doubt else doubtful.narrowed(outputs, photons, readout)
+        return doubting(self, outputs, photons, readout)
 
 
 def negative_binomial_nll(y: Tensor, mean: Tensor, shape: Tensor) -> Tensor:

@@ -112,5 +112,4 @@ class Gaussian:
 
     def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Gaussian":
         """Widen the prior as far as these images ask for; narrow it where there is no doubt."""
-        doubtful = doubting(replace(self, narrowing=()), outputs, photons, readout)
-        return doubtful if doubtful.doubt else doubtful.narrowed(outputs, photons, readout)
+        return doubting(self, outputs, photons, readout)

@@ -116,6 +116,7 @@ class _Doubting(Protocol):
     @property
     def doubt(self) -> float: ...
     def nll(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Tensor: ...
+    def narrowed(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self: ...
 
 
 _Model = TypeVar("_Model", bound=_Scaled)
@@ -126,8 +127,10 @@ def doubting(model: _Doubter, outputs: Tensor, photons: Tensor, readout: Readout
     """Choose the `doubt` of a model under which these images are the most probable.
 
     That is the relative error of the prior's mean, which the network cannot know of images unlike those that
-    it was trained on. As the network does not see the pixel itself, the likelihood is honest.
+    it was trained on. As the network does not see the pixel itself, the likelihood is honest. Where there is
+    no doubt, the images judge the priors' width.
     """
+    model = replace(model, narrowing=(), doubt=0.0)  # type: ignore[type-var]
 
     def improbable(doubt: float) -> float:
         model_of = replace(model, doubt=doubt)  # type: ignore[type-var]
@@ -139,8 +142,9 @@ def doubting(model: _Doubter, outputs: Tensor, photons: Tensor, readout: Readout
         method="bounded",
         options={"xatol": 0.1},
     )
-    doubt = math.exp(found.x) if found.fun < improbable(0.0) - NO_DOUBT else 0.0
-    return replace(model, doubt=doubt)  # type: ignore[type-var]
+    if found.fun < improbable(0.0) - NO_DOUBT:
+        return replace(model, doubt=math.exp(found.x))  # type: ignore[type-var]
+    return model.narrowed(outputs, photons, readout)
 
 
 def narrowing(mean: Tensor, prior: Tensor, noise: Tensor, found: Tensor, cut_off: Tensor) -> Narrowing:
