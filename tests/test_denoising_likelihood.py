@@ -190,3 +190,14 @@ def test_the_prior_says_the_same_light_whatever_camera_records_it(engine):
         assert noise.estimate(outputs, seen, readout, "prior").numpy() == pytest.approx(
             light.numpy(), rel=1e-4, abs=1e-4
         )
+
+
+def test_gradients_of_the_negative_binomial_are_those_of_its_value() -> None:
+    rng = np.random.default_rng(4)
+    y, mean, shape = (
+        torch.as_tensor(values.reshape(4, 5))
+        for values in (rng.normal(3, 4, 20), rng.uniform(0.1, 9, 20), np.exp(rng.normal(1, 2, 20)))
+    )
+    assert (y < 0).any() and (y > 0).any()
+    mean, shape = mean[:, :1].requires_grad_(), shape[:1].requires_grad_()  # broadcast against y
+    assert torch.autograd.gradcheck(lambda *prior: negative_binomial_nll(y, *prior), (mean, shape))

@@ -71,13 +71,19 @@ class _Group:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """Bring the singular values of matrices (n, rows, columns), no higher than wide, near 1."""
+    """Bring the singular values of matrices (n, rows, columns), no higher than wide, near 1.
+
+    All iterations multiply from the left by polynomials of X Xᵀ, so they are done on these small squares.
+    """
     a, b, c = POLYNOMIAL
-    x = (matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)).bfloat16()
+    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True).clamp(min=1e-7)
+    gram, product = x @ x.mT, torch.eye(x.shape[1], dtype=x.dtype, device=x.device).expand(len(x), -1, -1)
     for _ in range(5):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.to(matrices.dtype)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        product = torch.baddbmm(product, factor, product, beta=a)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        gram = factor @ gram @ factor
+    return product @ x
 
 
 def _lying(kernel: Tensor) -> Tensor:
