@@ -49,7 +49,7 @@ SPOTS_AT_ONCE = 2**16
 """Candidates kept, from as many blocks as it takes, and on a GPU fitted together: the last few of each fit
 need many steps."""
 
-TO_A_THREAD = {"pixels": 2**18, "spots": 2**12}
+TO_A_THREAD = {"pixels": 2**19, "spots": 2**12}
 """Of what a thread of the CPU takes at a time, so that it stays in the processor's caches."""
 
 

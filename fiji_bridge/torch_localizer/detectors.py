@@ -13,7 +13,7 @@ from fiji_bridge.torch_localizer import kernels
 from fiji_bridge.torch_localizer.threads import in_threads
 from fiji_bridge.torch_localizer.watershed import watershed
 
-PIXELS_AT_ONCE = 2**18
+PIXELS_AT_ONCE = 2**19
 """Of images that a thread searches at a time."""
 
 

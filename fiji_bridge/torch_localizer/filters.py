@@ -20,7 +20,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.torch_localizer import kernels
 from fiji_bridge.torch_localizer.threads import in_threads
 
-PIXELS_AT_ONCE = 2**18
+PIXELS_AT_ONCE = 2**19
 """Of frames that a thread filters at a time."""
 
 
