@@ -1,4 +1,4 @@
-"""Tables that are filled cell by cell, over many runs and machines."""
+"""Tables that are filled cell by cell, over many runs and machines, and the data that they are made from."""
 
 import argparse
 import csv
@@ -99,6 +99,14 @@ def parse(description: str, out: Path, minutes: float) -> argparse.Namespace:
 def budget(options: argparse.Namespace) -> dict[str, float | None]:
     """Give how long to train as arguments of `train`."""
     return {"max_minutes": None if options.steps else options.minutes, "steps": options.steps}
+
+
+def shared_data(*names: str) -> Path:
+    """Give a folder of the shared data; ends the program where it is not there."""
+    folder = Path(__file__).resolve().parents[2].joinpath("shared", "data", *names)
+    if not folder.is_dir():
+        sys.exit(f"There is no {folder}; the benchmarks need the project's shared folder beside it.")
+    return folder
 
 
 def mean_psnr(images: np.ndarray, truth: np.ndarray) -> float:

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 from camera_estimate import truth as camera_truth
-from cells import Cells, budget, mean_psnr, parse
+from cells import Cells, budget, mean_psnr, parse, shared_data
 
 from fiji_bridge import Camera, denoise, open_stack, simulate, train
 from fiji_bridge.denoising.training import DEFAULT_ENGINE
@@ -36,7 +36,7 @@ from fiji_bridge.engines import NOISE_MODELS
 from fiji_bridge.evaluation.image_quality import psnr
 from fiji_bridge.simulation import expected_photons, record
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"
+DATA = shared_data("fmdd_testmix")
 COLUMNS = ("part", "variant", "data", "psnr_db", "minutes")
 WIDTHS = {"half": (6, 8, 12, 16), "as it is": (12, 16, 24, 32), "twice": (24, 32, 48, 64)}
 LIFETIMES = (1, 3, 10)

@@ -14,12 +14,11 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from cells import mean_psnr
+from cells import mean_psnr, shared_data
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -33,7 +32,7 @@ from fiji_bridge.denoising.training import DEFAULT_ENGINE, Schedule, _Run
 from fiji_bridge.devices import choose_device, keeping_memory
 from fiji_bridge.progress import silent
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"
+DATA = shared_data("fmdd_testmix")
 CHECKPOINTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Training times at which the default engine is scored [minutes]."""
 

@@ -24,13 +24,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from cells import Cells, budget, parse
+from cells import Cells, budget, parse, shared_data
 
 from fiji_bridge import Camera, denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.noise_models import ENGINES
 from fiji_bridge.evaluation.image_quality import psnr
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = shared_data()
 COLUMNS = ("method", "regime", "estimator", "prediction", "psnr_db", "psnr_apart_db", "minutes")
 REGIMES = {"NR1": 1, "NR2": 2, "NR3": 4, "NR4": 8, "NR5": 16}
 METHODS = (

@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from cells import Cells, budget, mean_psnr, parse
+from cells import Cells, budget, mean_psnr, parse, shared_data
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 
 from fiji_bridge import Camera, denoise, estimate_camera, open_stack, train
 from fiji_bridge.denoising.noise_models import ENGINES
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "fmdd_testmix"
+DATA = shared_data("fmdd_testmix")
 COLUMNS = ("type", "method", "trained_on", "psnr_db", "ssim", "minutes", "camera")
 METHODS = ("raw", "bm3d", "n2v", "pn2v", *ENGINES)
 SIXTEEN_BIT = 64.0

@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
-from cells import mean_psnr
+from cells import mean_psnr, shared_data
 
 from fiji_bridge import Camera, denoise, estimate_camera, load_model, open_stack, simulate, train
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
+DATA = shared_data()
 PHOTONS = Camera(offset=0.0, photons_per_adu=1.0)
 SCMOS = Camera(offset=100.0, photons_per_adu=1.0, read_noise=1.5, pixel_size_nm=110.0)
 MOVIES = {
