@@ -7,7 +7,6 @@ from itertools import groupby
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.nn.functional import pad
 
 FEWEST = 16
 """Rows and columns from which a kernel's steps are worth orthogonalizing."""
@@ -50,24 +49,29 @@ class _Group:
     """Kernels orthogonalized together: as matrices, lying, and filled up with zeros to the largest."""
 
     def __init__(self, kernels: list[Parameter]) -> None:
-        self.kernels = kernels
-        self.sides = [max(sides) for sides in zip(*(_lying(k).shape for k in kernels), strict=True)]
-        self.momentum = kernels[0].new_zeros(len(kernels), *self.sides)
+        self.kernels, self.matrices = kernels, [_lying(kernel.detach()) for kernel in kernels]
+        sides = [max(lengths) for lengths in zip(*(m.shape for m in self.matrices), strict=True)]
+        self.gradients = kernels[0].new_zeros(len(kernels), *sides)
+        self.momentum = torch.zeros_like(self.gradients)
+        ratios = [math.sqrt(max(1.0, len(kernel) / kernel[0].numel())) for kernel in kernels]
+        self.ratios = kernels[0].new_tensor(ratios)[:, None, None]
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        gradients = torch.stack([self._filled(k.grad) for k in self.kernels if k.grad is not None])
-        self.momentum.lerp_(gradients, 1 - MOMENTUM)
-        steps = orthogonalized(gradients.lerp(self.momentum, MOMENTUM))
-        for kernel, step in zip(self.kernels, steps, strict=True):
-            matrix = _lying(kernel)
-            own = rate * math.sqrt(max(1.0, len(kernel) / kernel[0].numel()))
-            matrix.mul_(1 - rate * DECAY).sub_(step[: len(matrix), : matrix.shape[1]], alpha=own)
+        given = [
+            k.grad.contiguous(memory_format=torch.channels_last) for k in self.kernels if k.grad is not None
+        ]
+        torch._foreach_copy_(self._parts(self.gradients), [_lying(gradient) for gradient in given])
+        self.momentum.lerp_(self.gradients, 1 - MOMENTUM)
+        steps = orthogonalized(self.gradients.lerp(self.momentum, MOMENTUM)).mul_(rate * self.ratios)
+        torch._foreach_mul_(self.matrices, 1 - rate * DECAY)
+        torch._foreach_sub_(self.matrices, self._parts(steps))
+        for kernel in self.kernels:
             kernel.grad = None
 
-    def _filled(self, gradient: Tensor) -> Tensor:
-        matrix = _lying(gradient.contiguous(memory_format=torch.channels_last))
-        return pad(matrix, (0, self.sides[1] - matrix.shape[1], 0, self.sides[0] - len(matrix)))
+    def _parts(self, filled: Tensor) -> list[Tensor]:
+        """Show what belongs to each kernel."""
+        return [whole[: len(m), : m.shape[1]] for whole, m in zip(filled, self.matrices, strict=True)]
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
