@@ -405,8 +405,7 @@ def named_in_options(arguments: argparse.Namespace) -> list[str]:
 
 def check_table(table: Path, options: str, out: Path) -> None:
     """Stop before the work if a step on a table would replace a file, or misname one."""
-    from fiji_bridge.thunderstorm.commands import check_saved
-    from fiji_bridge.thunderstorm.settings import PostProcessing
+    from fiji_bridge.thunderstorm.settings import PostProcessing, check_saved
 
     check_output([str(table)], out)
     if out.suffix.lower() not in (".csv", ".txt"):
@@ -540,9 +539,10 @@ def run_localize(arguments: argparse.Namespace, bar: Bar) -> Result:
             progress=bar,
             **settings,
         )
-        used = table.attrs.get("engine")
+        used, warnings = table.attrs["engine"], table.attrs["warnings"]
         text = f"{len(table):,} localizations written to {out} (engine: {used})"
-        return text, {"out": str(out), "localizations": len(table), "engine": used}
+        found = {"out": str(out), "localizations": len(table), "engine": used, "warnings": warnings}
+        return "\n".join((*warnings, text)), found
 
     return batch(arguments, ".csv", one)
 

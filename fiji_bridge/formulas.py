@@ -11,6 +11,9 @@ from typing import NamedTuple
 
 from fiji_bridge.errors import FijiBridgeError
 
+LONGEST = 500
+"""Words and signs of a formula, at most."""
+
 FUNCTIONS = ("mean", "median", "std", "var", "max", "min", "sum", "abs")
 
 
@@ -74,7 +77,13 @@ def parse_formula(text: str, noun: str = "formula") -> Node:
     FijiBridgeError
         If it cannot be read, or calls a function that is none of `FUNCTIONS`.
     """
-    return _Parser(text, noun).parse()
+    try:
+        parser = _Parser(text, noun)
+        if len(parser.tokens) > LONGEST:
+            raise RecursionError
+        return parser.parse()
+    except RecursionError:
+        raise FijiBridgeError(f"The {noun} {text[:20]!r}… is too long or too deep; shorten it.") from None
 
 
 class _Parser:

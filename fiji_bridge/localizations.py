@@ -39,6 +39,9 @@ COLUMNS = (
 REQUIRED = ("frame", "x [nm]", "y [nm]")
 """What a table needs to be a table of molecules."""
 
+POSITION_COLUMNS = {"c": "channel", "z": "slice"}
+"""Columns that tell the channels and planes of a stack apart, counted from 1."""
+
 CAMERA_SETUP, STACK_SHAPE = "camera_setup", "stack_shape"
 """What ``attrs`` of a table say of its stack: the camera's setup string, and frames, height and width."""
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from fiji_bridge.camera import Camera, estimate_camera
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import replacing
-from fiji_bridge.localizations import CAMERA_SETUP, STACK_SHAPE, save_csv
+from fiji_bridge.files import check_kept, replacing
+from fiji_bridge.localizations import CAMERA_SETUP, POSITION_COLUMNS, STACK_SHAPE, save_csv
 from fiji_bridge.progress import Progress
 from fiji_bridge.stack import open_stack, positions
 
@@ -27,9 +27,6 @@ ENGINES = {"thunderstorm": "fiji_bridge.thunderstorm", "torch": "fiji_bridge.tor
 
 TORCH_SETTINGS = ("uncertainty", "background", "variance", "known_sigma", "false_alarm_rate")
 """What the torch engine has beyond the plugin."""
-
-POSITION_COLUMNS = {"c": "channel", "z": "slice"}
-"""Columns that tell the channels and planes of a stack apart, counted from 1."""
 
 
 class Localizer(Protocol):
@@ -126,6 +123,14 @@ def localize(
             f"{fitted.attrs['source']} has the shape {dict(fitted.sizes)} and {opened.attrs['source']} "
             f"{dict(opened.sizes)}; detect and fit on versions of the same frames."
         )
+    if out is not None:
+        maps = (torch_settings.get("background"), torch_settings.get("variance"))
+        read = [
+            *(each.attrs["source"] for each in (opened, fitted) if each is not None),
+            *filter(_is_path, maps),
+        ]
+        setup = Camera.of(camera)
+        check_kept([*read, *(setup.map_files.values() if setup else ())], {f"out={out}": out})
     for pixels in torch_settings.keys() & {"background", "variance"}:
         torch_settings[pixels] = _pixel_map(pixels, torch_settings[pixels])
     warnings: list[str] = []
@@ -138,13 +143,16 @@ def localize(
         fit_positions = positions(fitted) if fitted is not None else None
         for where, frames in positions(opened):
             known, doubts = _camera(camera, frames, pixel_size_nm, progress)
+            fit_frames = next(fit_positions)[1] if fit_positions else None
             known.check(frames)
+            if fit_frames is not None:
+                known.check(fit_frames)
             warnings += [doubt for doubt in doubts if doubt not in warnings]
             table = run(
                 frames,
                 camera=known,
                 options=options,
-                fit_stack=next(fit_positions)[1] if fit_positions else None,
+                fit_stack=fit_frames,
                 strength=strength,
                 progress=progress,
                 **settings,
@@ -165,7 +173,7 @@ def localize(
 
 def _pixel_map(name: str, given: Any) -> Any:
     """Read a map of the pixels if it is a path."""
-    if not isinstance(given, (str, os.PathLike)):
+    if not _is_path(given):
         return given
     path = Path(given)
     if path.suffix.lower() != ".npy":
@@ -176,6 +184,10 @@ def _pixel_map(name: str, given: Any) -> Any:
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FijiBridgeError(f"Cannot read {name} {path}: {reason}.") from error
+
+
+def _is_path(given: Any) -> bool:
+    return isinstance(given, (str, os.PathLike))
 
 
 def _choose_engine(engine: str | None, jar: str | os.PathLike[str] | None) -> str:
@@ -197,6 +209,8 @@ def _camera(
 ) -> tuple[Camera, tuple[str, ...]]:
     """Give the camera of a (t, y, x) stack, with a pixel size, and what its estimation warns of."""
     known = Camera.of(camera)
+    if pixel_size_nm is not None and not pixel_size_nm > 0:
+        raise FijiBridgeError(f"pixel_size_nm is {pixel_size_nm}; give a positive number of nanometres.")
     pixel = pixel_size_nm or (known.pixel_size_nm if known else None) or stack.attrs["pixel_size_nm"]
     if pixel is None:
         raise FijiBridgeError(

@@ -22,9 +22,10 @@ from scipy.interpolate import CubicSpline, PPoly
 from scipy.spatial import cKDTree
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import replacing
+from fiji_bridge.files import check_kept, replacing
 from fiji_bridge.formulas import Call, Node, Number, Operation, Variable, parse_formula
 from fiji_bridge.localizations import (
+    POSITION_COLUMNS,
     REQUIRED,
     as_table,
     camera_of,
@@ -46,6 +47,7 @@ from fiji_bridge.thunderstorm.settings import (
     RemoveDuplicates,
     SavedDrift,
     StageOffset,
+    check_saved,
 )
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def postprocess(
         Its pixel size is needed for drift by cross correlation, and its excess noise counts in the
         uncertainty of merged molecules. Left out: the one that the table was localized with.
     out
-        CSV file to write the table to, for ThunderSTORM to open.
+        CSV file to write the table to, for ThunderSTORM to open; not the one read.
 
     Returns
     -------
@@ -92,6 +94,7 @@ def postprocess(
         found, or a file cannot be read or written.
     """
     step = PostProcessing.parse(options) if isinstance(options, str) else options
+    _check_files(table, step, out)
     table = as_table(table, camera)
     require = require_positions if step.of_places else require_columns
     where = f"The table for action={step.fixed['action']}"
@@ -103,6 +106,26 @@ def postprocess(
         with replacing(out) as partial:
             save_csv(after, partial)
     return after
+
+
+def _check_files(
+    table: pd.DataFrame | str | os.PathLike[str], step: PostProcessing, out: str | os.PathLike[str] | None
+) -> None:
+    """Keep what is read, and the files that are written apart."""
+    read = [table] if isinstance(table, (str, os.PathLike)) else []
+    if isinstance(step, SavedDrift):
+        read.append(step.path)
+    if out is not None:
+        check_kept(read, {f"out={out}": out})
+    check_saved(step, *(Path(file) for file in (*read, out) if file))
+
+
+def _image(table: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Give the image each molecule lies in a number: of a channel and plane, only its own are neighbours."""
+    names = [name for name in POSITION_COLUMNS.values() if name in table]
+    if not names:
+        return np.zeros(len(table), np.int64)
+    return table.groupby(names, dropna=False).ngroup().to_numpy(np.int64)
 
 
 def _rows(table: pd.DataFrame, kept: npt.NDArray[np.bool_]) -> pd.DataFrame:
@@ -187,7 +210,8 @@ def _duplicates(table: pd.DataFrame, formula: str) -> npt.NDArray[np.bool_]:
 
     radius = np.broadcast_to(np.asarray(_evaluate(table, formula), float), len(table))
     radius = np.where(np.isfinite(radius), np.abs(radius), 0.0)
-    frames, (x, y) = table["frame"].to_numpy(), table[_PLACE].to_numpy(float).T
+    x, y = table[_PLACE].to_numpy(float).T
+    frames = table.groupby([_image(table), "frame"]).ngroup().to_numpy()
     order = np.lexsort((x, frames))
     starts = np.append(np.unique(frames[order], return_index=True)[1], len(table))
     uncertainty = table["uncertainty [nm]"].to_numpy(float)
@@ -197,11 +221,11 @@ def _duplicates(table: pd.DataFrame, formula: str) -> npt.NDArray[np.bool_]:
 
 
 def _neighbours(table: pd.DataFrame, step: LocalDensity) -> npt.NDArray[np.int64]:
-    """Count the other molecules nearer than the radius, of all frames."""
+    """Count the other molecules nearer than the radius, of all frames of their channel and plane."""
     names = [*_PLACE, "z [nm]"] if step.dimensions == "3D" else _PLACE
     require_columns(table, names, "The table for density")
-    place = table[names].to_numpy()
     below = np.nextafter(step.radius_nm, 0)
+    place = np.column_stack([table[names], 2 * step.radius_nm * _image(table)])  # out of the others' reach
     return cKDTree(place).query_ball_point(place, below, return_length=True) - 1
 
 
@@ -214,18 +238,21 @@ def _chains(
     """Give each molecule the number of its chain; see `postprocessing_kernels.chains`."""
     from fiji_bridge.postprocessing_kernels import chains
 
-    frames = table["frame"].to_numpy(np.int64)
-    order = np.argsort(frames, kind="stable")
-    number = np.empty(len(table), np.int64)
-    number[order] = chains(frames[order], place[order], distance, off, most, recent)
+    frames, image = table["frame"].to_numpy(np.int64), _image(table)
+    number, known = np.empty(len(table), np.int64), 0
+    for one in np.unique(image):
+        rows = np.flatnonzero(image == one)
+        rows = rows[np.argsort(frames[rows], kind="stable")]
+        number[rows] = known + chains(frames[rows], place[rows], distance, off, most, recent)
+        known = int(number[rows].max()) + 1
     return number
 
 
 _MEAN = ("x", "y", "z", "sigma", "sigma1", "sigma2", "offset", "angle")
 _SUM = ("intensity", "bkgstd")
 _LEAST = ("id", "frame")
-_FIRST = ("z_rel",)
-"""As in the plugin, which does not know how to merge it."""
+_FIRST = ("z_rel", *POSITION_COLUMNS.values())
+"""The first as in the plugin, which does not know how to merge it; the others are the same of all."""
 
 
 def _merged(table: pd.DataFrame, step: Merge, camera: Camera | None) -> pd.DataFrame:
@@ -329,7 +356,7 @@ def drift(
     table, options, camera
         As for `postprocess`.
     out
-        CSV file to write the curve to.
+        CSV file to write the curve to; not the one read.
 
     Returns
     -------
@@ -347,6 +374,7 @@ def drift(
     step = PostProcessing.parse(options) if isinstance(options, str) else options
     if not isinstance(step, Drift):
         raise FijiBridgeError(f"action={step.fixed['action']} finds no drift; write action=drift.")
+    _check_files(table, step, out)
     table = as_table(table, camera)
     require_positions(table, REQUIRED, "The table for action=drift")
     motion = _motion(table, step, camera_of(table, camera))
@@ -369,8 +397,6 @@ def _motion(table: pd.DataFrame, step: Drift, camera: Camera | None) -> _Motion:
     pixel = camera.pixel_size_nm if camera is not None else None
     if isinstance(step, SavedDrift):
         return _read_motion(step.path, pixel)
-    if step.save and not step.path:
-        raise FijiBridgeError("save=true needs path=, the file to save the drift to.")
     if pixel is None and isinstance(step, CrossCorrelationDrift):
         raise FijiBridgeError('Drift by cross correlation needs the pixel size: --camera "… pixelsize=…".')
     if table["frame"].nunique() < 2:

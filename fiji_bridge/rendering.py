@@ -132,7 +132,10 @@ def region_of(
 
 
 def labelled(image: np.ndarray, settings: Visualization, region: Region, pixel_nm: float) -> xr.DataArray:
-    """Name the axes of an image (z, y, x) and say where its pixels lie [nm]."""
+    """Name the axes of an image (z, y, x) and say where its pixels lie [nm].
+
+    The plugin's normalized Gaussian draws all light one slice higher, so that its slices lie one lower.
+    """
     import xarray as xr
 
     renderer: Any = settings.renderer
@@ -146,6 +149,7 @@ def labelled(image: np.ndarray, settings: Visualization, region: Region, pixel_n
     if not renderer.three_d:
         return xr.DataArray(image[0], dims=("y", "x"), coords=coords, attrs=attrs)
     start, step, _ = renderer.z_range_nm
+    start -= step if isinstance(renderer, NormalizedGaussian) else 0
     coords = {"z": start + centres[0] * step} | coords
     return xr.DataArray(image, dims=("z", "y", "x"), coords=coords, attrs=attrs | {"z_step_nm": step})
 

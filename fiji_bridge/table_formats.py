@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import replacing, replacing_pair
+from fiji_bridge.files import check_kept, replacing, replacing_pair
 from fiji_bridge.localizations import (
     CAMERA_SETUP,
     REQUIRED,
@@ -126,9 +126,12 @@ def export(
         not counted from 1, h5py is not installed, a .yaml of something else is there, or the file cannot be
         written.
     """
-    table = as_table(table, camera)
     if isinstance(path, str) and "filepath=" in path.lower():
         path = Export.parse(path)
+    if isinstance(table, (str, os.PathLike)):
+        target = path.path if isinstance(path, Export) else path
+        check_kept([table], {str(target): target} if target else {})
+    table = as_table(table, camera)
     if isinstance(path, Export):
         return _export_as_told(table, path)
     path = Path(path)

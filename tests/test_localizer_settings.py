@@ -436,3 +436,72 @@ def test_a_range_of_intensities_goes_upwards_from_no_less_than_0(given):
     camera = fb.Camera(offset=100.0, photons_per_adu=1.0, pixel_size_nm=100.0)
     with pytest.raises(FijiBridgeError, match=f"expected_intensity.*{given.split(':')[0]}"):
         localize(np.full((1, 32, 32), 100, np.uint16), camera=camera, options=options)
+
+
+def test_nor_do_they_in_python(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"camera": CAMERA, "engine": "torch"}
+    rng = np.random.default_rng(0)
+    tifffile.imwrite("movie.tif", rng.poisson(120, (4, 32, 32)).astype(np.uint16), photometric="minisblack")
+    np.save("map.npy", np.full((32, 32), 1.0))
+    table = pd.DataFrame({"frame": [1, 2], "x [nm]": [500.0, 600.0], "y [nm]": [500.0, 600.0]})
+    fb.write_localizations(table, "a.csv")
+    before = {name: Path(name).read_bytes() for name in ("movie.tif", "map.npy", "a.csv")}
+    drift = "action=drift method=[Cross correlation] steps=2"
+    for call in (
+        lambda: fb.localize("movie.tif", out="movie.tif", **settings),
+        lambda: fb.localize("movie.tif", background="map.npy", out="map.npy", **settings),
+        lambda: fb.localize(np.ones((4, 32, 32)) + 100, fit_stack="movie.tif", out="movie.tif", **settings),
+        lambda: fb.drift("a.csv", drift, camera=CAMERA, out="a.csv"),
+        lambda: fb.drift("a.csv", f"{drift} save=true path=a.csv", camera=CAMERA),
+        lambda: fb.postprocess("a.csv", f"{drift} save=true path=a.csv", camera=CAMERA),
+        lambda: fb.postprocess("a.csv", "action=merge dist=20", out="a.csv"),
+        lambda: fb.export("a.csv", "a.csv", format="smap"),
+        lambda: fb.export("a.csv", "filepath=a.csv fileformat=[CSV (comma separated)]"),
+    ):
+        with pytest.raises(FijiBridgeError, match="another file"):
+            call()
+        assert {path.name: path.read_bytes() for path in Path().iterdir()} == before
+    fb.export("a.csv", "b.csv", format="smap")
+
+
+def test_a_fitted_stack_is_checked_against_the_camera(movie):
+    frames = fb.open_stack(movie / "movie.tif").to_numpy()
+    with pytest.raises(FijiBridgeError, match="offset"):
+        fb.localize(frames, camera=CAMERA, engine="torch", fit_stack=frames - 100)
+
+
+def test_doubts_about_an_estimated_camera_are_told(tmp_path):
+    rng = np.random.default_rng(0)
+    flat = rng.poisson(20, (6, 48, 48)).astype(np.uint16) + np.uint16(100)
+    tifffile.imwrite(tmp_path / "flat.tif", flat, photometric="minisblack")
+    words = ["localize", tmp_path / "flat.tif", "--out", tmp_path / "o.csv", "--engine", "torch"]
+    code, found = told(*words, "--pixel-size", 100)
+    assert code == 0 and found["warnings"]
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+        main([*map(str, words), "--pixel-size", "100"])
+    assert found["warnings"][0] in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"uncertainty": ["crlb"]}, "no uncertainty"),
+        ({"camera": {"offset": 1}}, "give a Camera"),
+        ({"pixel_size_nm": 0}, "positive number of nanometres"),
+        ({"options": "threshold=" + 600 * "(" + "1" + 600 * ")"}, "too long or too deep"),
+        ({"options": "threshold=" + 150 * "(" + "1" + 150 * ")"}, "too long or too deep"),
+    ],
+)
+def test_what_is_no_setting_is_refused_in_a_sentence(movie, wrong, said):
+    with pytest.raises(FijiBridgeError, match=said):
+        fb.localize(movie / "movie.tif", **{"camera": CAMERA, "engine": "torch"} | wrong)
+
+
+def test_a_known_sigma_may_be_written_in_capitals(movie):
+    settings = {"camera": CAMERA, "engine": "torch", "known_sigma": True}
+    tables = [
+        fb.localize(movie / "movie.tif", options=f"{key}=1.3", **settings) for key in ("sigma", "Sigma")
+    ]
+    pd.testing.assert_frame_equal(*tables)

@@ -408,3 +408,29 @@ def test_frames_are_whole_numbers_from_1(frames):
     table = pd.DataFrame({"frame": frames, "x [nm]": [1.0, 2.0], "y [nm]": [1.0, 2.0], "z [nm]": [0.0, 0.0]})
     with pytest.raises(FijiBridgeError, match="frame"):
         postprocess(table, "action=offset framesperstagepos=2 stagepositions=3 stagestep=100")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "action=duplicates distformula=uncertainty",
+        "action=density neighbors=12 radius=60",
+        "action=merge dist=150",
+    ],
+)
+def test_channels_and_planes_are_taken_apart(step: str) -> None:
+    one = blinking(slow, markers=False)
+    one = one[one["frame"] <= 60].reset_index(drop=True)
+    two = one.assign(**{"x [nm]": one["x [nm]"] + 40})
+    parts = [part.assign(channel=1 + k, slice=3 - k) for k, part in enumerate((one, two))]
+    both = pd.concat(parts, ignore_index=True)
+    both["id"] = np.arange(1, len(both) + 1)
+    expected = [postprocess(part, step).drop(columns="id") for part in parts]
+    after = postprocess(both, step).drop(columns="id")
+    assert 0 < len(expected[0]) < len(one)
+    for channel, alone in enumerate(expected, 1):
+        found = after[after["channel"] == channel]
+        names = ["frame", "x [nm]", "y [nm]"]
+        same = [rows.sort_values(names).reset_index(drop=True) for rows in (found, alone)]
+        pd.testing.assert_frame_equal(*same)
+    assert after["slice"].isin([2, 3]).all()

@@ -136,6 +136,10 @@ def test_the_image_says_where_its_pixels_lie():
     assert image.dims == ("z", "y", "x") and image.shape == (4, 72, 80)
     assert image.attrs["pixel_size_nm"] == 25 and image.attrs["z_step_nm"] == 50
     assert [float(image[axis][0]) for axis in "xyz"] == [212.5, 312.5, -75.0]
+    for renderer in ("Normalized Gaussian", "Averaged shifted histograms", "Scatter plot", "Histograms"):
+        deep = f"renderer=[{renderer}] {options.replace('-100:50:100', '-500:100:500')} dz=20"
+        one = render(table([700], [800], **{"z [nm]": [-50.0]}), deep, camera="pixelsize=100.0")
+        assert float(one.z[one.sum(("y", "x")).to_numpy().argmax()]) == -50
     flat = render(cloud(), Visualization(renderer=AveragedShiftedHistograms()), camera=CAMERA, shape=(30, 40))
     assert flat.dims == ("y", "x") and flat.shape == (150, 200)
 

@@ -594,6 +594,14 @@ def test_empty_frames_give_an_empty_table_with_all_columns() -> None:
         assert list(table.columns) == [*COLUMNS, "strength"]
 
 
+@pytest.mark.parametrize("same", ["false", "true"])
+def test_frames_without_candidates_have_no_several_molecules_either(same: str) -> None:
+    options = f"threshold=1e9 mfaenabled=true keep_same_intensity={same}"
+    plain = localize(movie(), camera=CAMERA, options="threshold=1e9")
+    table = localize(movie(), camera=CAMERA, options=options, uncertainty="crlb")
+    assert len(table) == 0 and set(plain) < set(table)
+
+
 def test_maps_of_equal_values_are_the_scalar_camera() -> None:
     maps = CAMERA.replace(offset_map=np.full((48, 48), 100.0), gain_map=np.full((48, 48), 0.5))
     scalar, mapped = (localize(movie(), camera=camera) for camera in (CAMERA, maps))
@@ -754,6 +762,28 @@ def test_read_noise_that_is_known_makes_fits_better() -> None:
     assert errors["known"] < 0.85 * errors["ignored"]
 
 
+def test_squares_are_weighted_by_read_noise_that_is_known() -> None:
+    pixels, places, _ = spots_of(1000.0, background=0.5)
+    noisy = pixels + torch.from_numpy(np.random.default_rng(9).normal(0, 2**0.5, pixels.shape))
+    known = SpotNoise(variance=torch.full_like(noisy, 2.0))
+    errors = {}
+    for name, method in (("weighted", WeightedLeastSquares()), ("alike", LeastSquares())):
+        fits = Fitter(IntegratedGaussian(), method, 1.3, 4)(noisy, None, known)
+        errors[name] = np.abs(fits.parameters[:, :2].numpy() - places).mean()
+    assert errors["weighted"] < 0.95 * errors["alike"]
+
+
+def test_behind_em_gain_known_variance_is_that_of_half_as_much() -> None:
+    gained = Camera(offset=100.0, photons_per_adu=600.0, em_gain=300.0, pixel_size_nm=100.0)
+    settings = {"options": "method=[Maximum likelihood]", "uncertainty": "crlb"}
+    variance = np.full((48, 48), 3.0)
+    plain = localize(movie(), camera=CAMERA, variance=variance, **settings)
+    doubled = localize(movie(), camera=gained, variance=2 * variance, **settings)
+    widened = [name for name in plain if name.startswith("uncertainty")]
+    pd.testing.assert_frame_equal(plain.drop(columns=widened), doubled.drop(columns=widened))
+    np.testing.assert_allclose(doubled[widened], plain[widened] * 2**0.5)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 def test_a_slope_that_is_known_does_not_draw_positions(method: Method) -> None:
     _, places, model = spots_of(600.0, count=50)
@@ -877,6 +907,15 @@ def test_whole_frames_are_fitted_from_their_best_candidate() -> None:
     assert len(table) == 1
     assert table["x [nm]"][0] == pytest.approx(18.75 * 100, abs=1)
     assert table["y [nm]"][0] == pytest.approx(13.15 * 100, abs=1)
+    even = torch.from_numpy(frames[:, :24, :24] - np.float32(100)).double().flatten(1)
+    psf, method = IntegratedGaussian(), LeastSquares()
+    start, weights = psf.free(torch.tensor([[6.0, 1.0, 1.3, 400.0, 10.0]]).double()), torch.ones_like(even)
+    found = (
+        minimize(psf, method, start, even, weights)[0]
+        for minimize in (minimize_one_by_one, minimize_together)
+    )
+    for free in found:
+        np.testing.assert_allclose(psf.physical(free)[0, :2], [6.25, 0.65], atol=5e-3)
     with pytest.raises(FijiBridgeError, match="square"):
         localize(frames[:, :20], camera=CAMERA, options="full_image_fitting=true")
 

@@ -19,9 +19,9 @@ from fiji_bridge.thunderstorm.settings import (
     AnalysisSettings,
     Calibration,
     CrossCorrelationDrift,
-    FiducialDrift,
     FileFormat,
     PostProcessing,
+    check_saved,
 )
 
 if TYPE_CHECKING:
@@ -230,15 +230,6 @@ def _postprocess(request: Request) -> Found:
     if protocol is not None:
         request.write_protocol(replace(protocol, steps=(*protocol.steps, step)))
     return found
-
-
-def check_saved(step: PostProcessing, *files: Path | None) -> None:
-    """Keep a drift that is saved as well from taking the place of one of these files."""
-    if isinstance(step, (CrossCorrelationDrift, FiducialDrift)) and step.save:
-        others = {path.resolve() for path in files if path}
-        if not step.path or Path(step.path).resolve() in others:
-            raise FijiBridgeError(f"save=true writes the drift to path={step.path}; name another file.")
-        check_target(step.path)
 
 
 def _drift(request: Request) -> Found:

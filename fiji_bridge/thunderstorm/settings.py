@@ -20,9 +20,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from fiji_bridge.errors import FijiBridgeError
+from fiji_bridge.files import check_target
 from fiji_bridge.macro_options import format_options, parse_options
 
 LATER_NAMES = {"colorize": "colorizez"}
@@ -939,3 +941,20 @@ class Export(Settings):
         columns = tuple(key for key, chosen in marks.items() if chosen)
         left_out = tuple(key for key, chosen in marks.items() if not chosen)
         return dataclasses.replace(cls._read(given), columns=columns, left_out=left_out)
+
+
+def check_saved(step: PostProcessing, *files: Path | None) -> None:
+    """Keep a drift that is saved as well from taking the place of one of these files.
+
+    Raises
+    ------
+    FijiBridgeError
+        If it would, or has no name.
+    """
+    if not isinstance(step, (CrossCorrelationDrift, FiducialDrift)) or not step.save:
+        return
+    if not step.path:
+        raise FijiBridgeError("save=true needs path=, the file to save the drift to.")
+    if Path(step.path).resolve() in {path.resolve() for path in files if path}:
+        raise FijiBridgeError(f"save=true writes the drift to path={step.path}; name another file.")
+    check_target(step.path)

@@ -23,6 +23,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.macro_options import parse_options
 from fiji_bridge.progress import Progress, silent
 from fiji_bridge.stack import frame_blocks, open_stack
+from fiji_bridge.thunderstorm.settings import as_meant
 from fiji_bridge.torch_localizer import kernels
 from fiji_bridge.torch_localizer.detectors import ConnectedComponents
 from fiji_bridge.torch_localizer.estimators import Estimator, GaussianFit, MultiEmitterFit, Spots
@@ -93,7 +94,8 @@ def localize(
     background
         (y, x) or (t, y, x): light that is not from molecules [photons]; the fitted offset comes on top of it.
     variance
-        (y, x) variance of the noise besides that of the light, such as the camera's read noise [photons²].
+        (y, x) variance of the noise besides that of the light, such as the camera's read noise [photons²]. A
+        camera's own is used with `false_alarm_rate` alone: denoised frames are not as noisy as their camera.
     known_sigma
         Whether the options' sigma is the molecules' own and is not fitted, which brings the positions of dim
         ones closer to their Cramér-Rao bound.
@@ -127,7 +129,7 @@ def localize(
     import pandas as pd
 
     analysis = read_analysis(options)
-    if uncertainty not in UNCERTAINTIES:
+    if not isinstance(uncertainty, str) or uncertainty not in UNCERTAINTIES:
         raise FijiBridgeError(
             f"There is no uncertainty {uncertainty!r}; choose one of {', '.join(UNCERTAINTIES)}."
         )
@@ -147,7 +149,7 @@ def localize(
     background, variance = _numbers("background", background), _numbers("variance", variance)
     if known_sigma:
         analysis = with_known_sigma(analysis)
-        if "sigma" not in parse_options(options):
+        if "sigma" not in as_meant(parse_options(options)):
             raise FijiBridgeError(
                 "A known sigma is that of the options, which name none; add sigma= [pixels] to them."
             )
@@ -162,7 +164,9 @@ def localize(
         analysis = with_likelihood_ratio(analysis, false_alarm_rate, photons, known)
     fitted = found_in if fit_stack is None else open_stack(fit_stack)
     _check_shapes(found_in, fitted, analysis)
-    maps = _Maps.read(background, variance, found_in.shape)
+    # Behind EM gain light has `excess_noise` times a Poisson variable's variance; to the fits, all noise has.
+    among_light = None if variance is None else variance / camera.excess_noise
+    maps = _Maps.read(background, among_light, found_in.shape)
     if camera.pixel_size_nm is None:
         raise FijiBridgeError('The pixel size is unknown; give it in nm with --camera "… pixelsize=…".')
     target = choose_device(device)

@@ -386,7 +386,7 @@ class Fitter:
         new = self.psf.start(low, high, self.sigma)
         brightest = residual.argmax(1)
         new[:, X], new[:, Y] = brightest % side - side // 2, brightest // side - side // 2
-        old = before.parameters.reshape(len(pixels), -1, 5).clone()
+        old = before.parameters.reshape(len(pixels), emitters - 1, 5).clone()
         # Fits of too few molecules are too wide and too bright.
         old[:, :, SIGMA] = self.psf.start(low, high, self.sigma)[:, None, SIGMA]
         share = old[:, :, INTENSITY].sum(1) / emitters
@@ -435,12 +435,14 @@ class Fitter:
         steps: int = MAX_STEPS,
     ) -> "Fits":
         # Read noise of variance v is as good as Poisson noise of v photons more, in the pixels and the model
-        # (Huang et al., Nat. Methods 10, 653 (2013)); squares have it in their weights.
-        noisy = pixels if noise.variance is None else (pixels + noise.variance).clamp(min=0)
-        weights = self.method.weights(noisy)
+        # (Huang et al., Nat. Methods 10, 653 (2013)); squares have it in their weights, of at most 1/v.
+        weights = self.method.weights(
+            pixels if noise.variance is None else pixels.clamp(min=0) + noise.variance
+        )
         base, data = noise.background, pixels
         if self.method.in_photons and noise.variance is not None:
-            base, data = noise.variance if base is None else base + noise.variance, noisy
+            data = (pixels + noise.variance).clamp(min=0)
+            base = noise.variance if base is None else base + noise.variance
         if pixels.device.type == "cpu":
             bounds = math.sqrt(limits[0]), math.sqrt(limits[1])
             free, model, misfit = minimize_one_by_one(
@@ -455,7 +457,7 @@ class Fitter:
         parameters = self.psf.physical(_molecules(free, emitters, shared).flatten(0, 1))
         return Fits(
             free=free,
-            parameters=parameters if emitters == 1 else parameters.reshape(-1, emitters, 5),
+            parameters=parameters if emitters == 1 else parameters.reshape(len(free), emitters, 5),
             model=pixels - residual,
             misfit=misfit,
             residual_spread=(residual - residual.mean(1, keepdim=True)).square_().mean(1).sqrt(),
@@ -529,7 +531,8 @@ class Fits:
 
 def _molecules(free: Tensor, emitters: int, shared: bool) -> Tensor:
     """Give each molecule's own free parameters, (n, m, 5)."""
-    own = free[:, :-2].reshape(-1, emitters, 3) if shared else free[:, :-1].reshape(-1, emitters, 4)
+    each = (len(free), emitters, 3 if shared else 4)
+    own = free[:, : -2 if shared else -1].reshape(each)
     common = free[:, -2:] if shared else free[:, -1:]
     return torch.cat([own, common[:, None].expand(-1, emitters, -1)], 2)
 
@@ -673,8 +676,8 @@ def minimize_together(
     fixed: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do as `minimize_one_by_one`, on any device, many spots of one molecule at a time."""
-    radius = math.isqrt(pixels.shape[1]) // 2
-    grid = torch.arange(-radius, radius + 1, dtype=torch.float64, device=pixels.device)
+    side = math.isqrt(pixels.shape[1])
+    grid = torch.arange(side, dtype=torch.float64, device=pixels.device) - side // 2
     if base is None:
         base = torch.zeros_like(pixels)
     if fixed:

@@ -30,7 +30,7 @@ def mortensen(columns: Columns, camera: Camera, likelihood: bool) -> Tensor | No
     """Mortensen et al., Nat. Methods 7, 377 (2010), equation 6 for least squares.
 
     For maximum likelihood it is the closed form of its equation 5 by Rieger and Stallinga, ChemPhysChem 15,
-    664 (2014). Excess noise doubles the variance.
+    664 (2014). Excess noise doubles the variance, that of the background with it, which is measured so.
     """
     variance = _psf_variance(columns)
     if variance is None:
@@ -38,7 +38,8 @@ def mortensen(columns: Columns, camera: Camera, likelihood: bool) -> Tensor | No
     intensity, spread = columns["intensity [photon]"], columns["bkgstd [photon]"]
     pixel = camera.pixel_size_nm or math.nan
     widened = variance + pixel**2 / 12
-    tau = 2 * math.pi * widened * spread.square() / (intensity * pixel**2)
+    background = spread.square() / camera.excess_noise
+    tau = 2 * math.pi * widened * background / (intensity * pixel**2)
     factor = 1 + 4 * tau + (2 * tau / (1 + 4 * tau)).sqrt() if likelihood else 16 / 9 + 4 * tau
     return (camera.excess_noise * widened / intensity * factor).sqrt()
 
