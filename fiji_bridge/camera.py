@@ -132,7 +132,7 @@ class Camera:
     @classmethod
     def of(cls, given: "Camera | str | None") -> "Camera | None":
         """Give the camera that was given as such or as an option string; None stays None."""
-        if given is not None and not isinstance(given, (str, Camera)):
+        if not (given is None or isinstance(given, str) or hasattr(given, "pixel_size_nm")):
             raise FijiBridgeError(f"The camera is {given!r}; give a Camera, or ThunderSTORM's string of one.")
         return cls.parse(given) if isinstance(given, str) else given
 

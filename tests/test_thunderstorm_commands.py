@@ -133,7 +133,7 @@ def test_a_shell_line_of_the_page_is_taken_and_its_macro_line_means_the_same(she
             "drift a.csv --out b.csv --options action=drift save=true path=./b.csv",
             "path=./b.csv; name another",
         ),
-        ("drift a.csv --out b.csv --options action=drift save=true", "path=; name another file"),
+        ("drift a.csv --out b.csv --options action=drift save=true", "save=true needs path="),
         ("macro gone.ijm", "Cannot read the macro gone.ijm"),
     ],
 )
