@@ -16,7 +16,7 @@ from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_kept, replacing
 from fiji_bridge.localizations import CAMERA_SETUP, POSITION_COLUMNS, STACK_SHAPE, save_csv
 from fiji_bridge.progress import Progress
-from fiji_bridge.stack import open_stack, positions
+from fiji_bridge.stack import files_of, open_stack, positions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,11 +124,8 @@ def localize(
             f"{dict(opened.sizes)}; detect and fit on versions of the same frames."
         )
     if out is not None:
-        maps = (torch_settings.get("background"), torch_settings.get("variance"))
-        read = [
-            *(each.attrs["source"] for each in (opened, fitted) if each is not None),
-            *filter(_is_path, maps),
-        ]
+        read: list[Any] = [file for each in (opened, fitted) if each is not None for file in files_of(each)]
+        read += filter(_is_path, map(torch_settings.get, ("background", "variance")))
         setup = Camera.of(camera)
         check_kept([*read, *(setup.map_files.values() if setup else ())], {f"out={out}": out})
     for pixels in torch_settings.keys() & {"background", "variance"}:

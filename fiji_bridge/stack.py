@@ -47,8 +47,8 @@ def open_stack(source: Any, *, pixel_size_nm: float | None = None) -> "xr.DataAr
     xarray.DataArray
         Dims (t, c, z, y, x), of which c and z only when longer than one; dtype as in the file. Backed by
         dask: only frames that are asked for are read. Attributes: `pixel_size_nm` (None when not known; what
-        printers and screens call resolution does not count), `source` (for messages) and `axes_from_file`,
-        such as "TYX".
+        printers and screens call resolution does not count), `source` (for messages), `axes_from_file`,
+        such as "TYX", and `files` where several were named.
 
     Raises
     ------
@@ -73,7 +73,15 @@ def open_stack(source: Any, *, pixel_size_nm: float | None = None) -> "xr.DataAr
         raise FijiBridgeError(f"{_name(opened)} is too small: its frames are {width} × {height} pixels.")
     if pixel_size_nm is not None:
         opened.attrs["pixel_size_nm"] = float(pixel_size_nm)
+    if isinstance(source, list | tuple) and isinstance(source[0], str | os.PathLike) and len(source) > 1:
+        opened.attrs["files"] = [str(path) for path in source]
     return opened
+
+
+def files_of(stack: "xr.DataArray") -> list[str]:
+    """Give what a stack was opened from, as far as that is known: files, or a folder."""
+    named = stack.attrs.get("files") or [stack.attrs.get("source")]
+    return [str(path) for path in named if path]
 
 
 def positions(stack: "xr.DataArray") -> Iterator[tuple[dict[str, int], "xr.DataArray"]]:

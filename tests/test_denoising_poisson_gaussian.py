@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -345,3 +346,30 @@ def test_training_is_as_good_as_gamma_poisson_s_and_better_where_pixels_saturate
         errors[engine] = np.mean((photons - light) ** 2)
     assert errors["poisson-gaussian"] < 0.5 * np.mean((camera.to_photons(raw) - light) ** 2)
     assert errors["gamma-poisson"] > better * errors["poisson-gaussian"]
+
+
+def test_a_reading_that_was_cut_off_is_that_however_little_noise_there_is():
+    readout, mean, shape = Readout(1.0, 0.001, step=0.05, lowest=0.3), 1.0, 2.0
+    found = seen([0.3, 1.0], mean, shape, readout)
+    none = (shape / (shape + mean)) ** shape
+    np.testing.assert_allclose(found.log_evidence.exp().numpy().ravel()[0], none, rtol=1e-3)
+    np.testing.assert_allclose(
+        posterior_mean([0.3], mean, shape, readout), shape / (shape / mean + 1), rtol=1e-3
+    )
+    assert float(found.electrons.ravel()[1]) == 1
+
+
+def test_what_saturated_pixels_had_is_not_made_up_where_the_model_is_in_doubt():
+    sure = PoissonGaussian(12.0, 3.0)
+    outputs, photons = torch.zeros(1, 2, 1, 2), torch.tensor([[[[50.0, 49.0]]]])
+    readout = Readout(1.0, 1.0, step=0.2, highest=50.0)
+    for mode in ("mean", "map"):
+        known, doubted = (
+            replace(sure, doubt=doubt).estimate(outputs, photons, readout, mode).ravel() for doubt in (0, 1.4)
+        )
+        expected = sure.estimate(outputs, photons, readout, "prior").ravel()
+        assert doubted[0] <= max(50, expected[0]) and doubted[1] > 45
+        assert known[0] >= known[1]
+    wide = replace(sure, doubt=1.4).prior(outputs, readout)
+    seen_there = posterior(*(part.expand(1, 1, 1, 2) for part in wide), photons, readout)
+    assert seen_there.electrons.ravel()[0] > 70  # what the prior's tail alone would say

@@ -3,19 +3,22 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import xarray as xr
 
+import fiji_bridge as fb
 from fiji_bridge import simulate, stack
 from fiji_bridge.camera import Camera
 from fiji_bridge.cli import main
-from fiji_bridge.denoising import Model, denoise
+from fiji_bridge.denoising import Model, denoise, load_model
 from fiji_bridge.denoising.model import fingerprint
 from fiji_bridge.denoising.network import BlindSpotNetwork
-from fiji_bridge.denoising.noise_models import GammaPoisson
+from fiji_bridge.denoising.noise_models import GammaPoisson, Poi2Void
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.stack import open_stack
 
@@ -225,3 +228,37 @@ def test_cuda_gives_what_the_cpu_gives(model):
     np.testing.assert_allclose(
         denoise(raw, model, device="cuda"), denoise(raw, model, device="cpu"), rtol=1e-5
     )
+
+
+def test_images_brighter_than_the_values_of_a_free_prior_are_refused():
+    torch.manual_seed(0)
+    noise = Poi2Void(40.0)
+    model = Model(BlindSpotNetwork((4, 6), outputs=noise.outputs).eval(), noise, CAMERA)
+    assert denoise(movie(1, 24, 24), model).to_numpy().max() < 200
+    with pytest.raises(FijiBridgeError, match="values up to 40; train it on them"):
+        denoise(movie(1, 24, 24) * np.uint16(6), model)
+    with pytest.raises(FijiBridgeError, match="values up to 255"):
+        fb.train(movie(2, 32, 32) * np.uint16(8), engine="poi2void-paper", steps=2)
+
+
+def test_several_files_and_maps_that_are_read_are_kept(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    frames = (100 + 2 * np.random.default_rng(0).poisson(30, (4, 32, 32))).astype(np.uint16)
+    for name, part in (("a.tif", frames[:2]), ("b.tif", frames[2:]), ("map.tif", frames[0] * 0 + 100)):
+        tifffile.imwrite(name, part, photometric="minisblack")
+    before = {path.name: path.read_bytes() for path in Path().iterdir()}
+    camera = "offset=100 photons2adu=0.5 isemgain=false readnoise=1"
+    both = fb.open_stack(["a.tif", "b.tif"])
+    for read, setup, out in (
+        (["a.tif", "b.tif"], camera, "b.tif"),
+        (both, camera, "b.tif"),
+        (both, camera, "a.tif"),
+        ("a.tif", f"{camera} offsetmap=map.tif", "map.tif"),
+    ):
+        with pytest.raises(FijiBridgeError, match="another file"):
+            denoise(read, "confocal", camera=setup, out=out)
+    with pytest.raises(FijiBridgeError, match="another file"):
+        fb.localize(both, camera=f"{camera} pixelsize=100", engine="torch", out="b.tif")
+    with pytest.raises(FijiBridgeError, match="safetensors"):
+        load_model("confocal").save("a.tif")
+    assert {path.name: path.read_bytes() for path in Path().iterdir()} == before

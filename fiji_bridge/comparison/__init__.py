@@ -176,15 +176,17 @@ def compare(
     FijiBridgeError
         If an input cannot be used.
     """
+    from fiji_bridge.camera import Camera
     from fiji_bridge.denoising import denoise, load_model, train
     from fiji_bridge.localizations import write_localizations
     from fiji_bridge.report import write_report
-    from fiji_bridge.stack import open_stack
+    from fiji_bridge.stack import files_of, open_stack
 
     progress, clock, folder = progress or silent, Clock(), Path(out)
     movie = _one_movie(open_stack(stack))
     _check_folder(folder)
-    read = (movie.attrs.get("source"), ground_truth, model)
+    camera = Camera.of(camera)
+    read = (*files_of(movie), *(camera.map_files.values() if camera else ()), ground_truth, model)
     check_kept(
         [path for path in read if isinstance(path, (str, os.PathLike))],
         {str(folder / name): folder / name for name in (*WRITTEN, *([] if model else [TRAINED]))},

@@ -23,7 +23,7 @@ from fiji_bridge.denoising.network import BlindSpotNetwork
 from fiji_bridge.denoising.noise_models import ENGINES, NoiseModel, Readout
 from fiji_bridge.denoising.whitening import Whitening
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.files import replacing
+from fiji_bridge.files import check_model_target, replacing
 from fiji_bridge.stack import positions
 
 if TYPE_CHECKING:
@@ -101,8 +101,9 @@ class Denoiser(ABC):
         Raises
         ------
         FijiBridgeError
-            If the file cannot be written.
+            If the name does not end in .safetensors, or the file cannot be written.
         """
+        check_model_target(path)
         tensors = {name: value.contiguous() for name, value in self.contents()[0].items()}
         for name in MAPS:
             if (values := getattr(self.camera, name, None)) is not None:

@@ -251,7 +251,8 @@ class BlindSpotNetwork(nn.Module):
             ("blind_radius", [blind_radius], 0),
             ("neighbours", [neighbours], 0),
         ):
-            if not values or not all(isinstance(v, (int, np.integer)) and v >= least for v in values):
+            whole = isinstance(values, Sequence) and all(isinstance(v, (int, np.integer)) for v in values)
+            if not (whole and values and min(values) >= least):
                 raise FijiBridgeError(f"{name} is {values}; give whole numbers from {least} on.")
         self.features, self.head, self.outputs = tuple(features), tuple(head), outputs
         self.blind_radius, self.neighbours = blind_radius, neighbours

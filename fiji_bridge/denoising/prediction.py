@@ -22,7 +22,7 @@ from fiji_bridge.devices import choose_device, keeping_memory
 from fiji_bridge.errors import FijiBridgeError
 from fiji_bridge.files import check_kept
 from fiji_bridge.progress import Progress, silent
-from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions
+from fiji_bridge.stack import StackWriter, files_of, frame_blocks, open_stack, positions
 
 TILE = 512
 """Side of the tiles that large frames are cut into [pixels], without their halo."""
@@ -104,10 +104,11 @@ def denoise(
             f" {', '.join(model.estimators)}."
         )
     progress = progress or silent
-    opened = open_stack(stack)
-    if out is not None and (source := opened.attrs.get("source")):
-        check_kept([str(source)], {f"out={out}": out})
-    camera = model.assumed_camera or Camera.of(camera) or model.camera
+    opened, camera = open_stack(stack), Camera.of(camera)
+    if out is not None:
+        maps = camera.map_files.values() if camera else ()
+        check_kept([*files_of(opened), *maps], {f"out={out}": out})
+    camera = model.assumed_camera or camera or model.camera
     whitening = model.whitening
     if camera is None or model.for_any_camera:
         estimate = noise_of(opened, camera, progress)

@@ -17,7 +17,7 @@ from torch.nn.functional import conv2d
 from fiji_bridge.camera import Camera
 from fiji_bridge.camera_estimation import estimate_camera
 from fiji_bridge.denoising.baselines import BASELINES, Baseline
-from fiji_bridge.denoising.crops import Batch, CropPool
+from fiji_bridge.denoising.crops import SMALLEST, Batch, CropPool
 from fiji_bridge.denoising.model import (
     Model,
     denoiser_class,
@@ -161,14 +161,19 @@ def train(
     progress = progress or silent
     positive = {"max_minutes": max_minutes, "steps": steps, "batch": batch, "crop": crop}
     for name, value in (positive | {"learning_rate": learning_rate}).items():
-        if value is not None and not value > 0:
+        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
             raise FijiBridgeError(f"{name} is {value}; give a positive number.")
-    for name, value in (("neighbours", neighbours), ("blind_radius", blind_radius), ("seed", seed)):
-        if value is not None and not (isinstance(value, (int, np.integer)) and 0 <= value < 2**63):
+    counts: dict[str, Any] = {"neighbours": neighbours, "seed": seed}
+    counts |= {} if blind_radius is None else {"blind_radius": blind_radius}
+    for name, value in counts.items():
+        if not (_is_whole(value) and 0 <= value < 2**63):
             raise FijiBridgeError(f"{name} is {value}; give 0 or a positive whole number.")
     for name, value in (("steps", steps), ("batch", batch), ("crop", crop)):
-        if value is not None and not isinstance(value, (int, np.integer)):
+        if value is not None and not _is_whole(value):
             raise FijiBridgeError(f"{name} is {value}; give a whole number.")
+    if crop < SMALLEST:
+        raise FijiBridgeError(f"crop is {crop}; give at least {SMALLEST} pixels.")
+    seed, neighbours = int(seed), int(neighbours)
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model)
     if model is not None and not isinstance(model, (Model, Baseline)):
@@ -386,6 +391,10 @@ class _Run:
 def _mean_nll(outputs: Tensor, noise: NoiseModel, batch: Batch) -> Tensor:
     nll = noise.nll(outputs, batch.photons, batch.readout)
     return (nll * batch.counts).sum() / batch.counts.sum().clamp(min=1)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _name(stack: xr.DataArray) -> str:

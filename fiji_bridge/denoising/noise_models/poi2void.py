@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -10,9 +10,12 @@ from torch import Tensor
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising.noise_models.protocol import Readout, poisson_like
+from fiji_bridge.errors import FijiBridgeError
 
 VALUES = 256
 ENTROPY = 1e-2
+TOO_BRIGHT = 1e-3
+"""Share of readings that may be beyond the largest value and its noise."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +99,23 @@ class Poi2Void:
         """Leave it: its priors have no width of their own."""
         return self
 
-    def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> "Poi2Void":
-        """Leave it: its priors have no width of their own."""
+    def adapted(self, outputs: Tensor, photons: Tensor, readout: Readout) -> Self:
+        """Leave it: its priors have no width of their own. Images beyond its values are refused."""
+        return self.for_light(photons)
+
+    def for_light(self, photons: Tensor) -> Self:
+        """Give the model itself if it has values for these images.
+
+        Raises
+        ------
+        FijiBridgeError
+            If they are brighter, as all that is would be given the largest value.
+        """
+        if float((photons > self.top + 5 * self.top**0.5).float().mean()) > TOO_BRIGHT:
+            raise FijiBridgeError(
+                f"The images have up to {float(photons.max()):.4g} photons a pixel and the engine"
+                f" {self.engine!r} values up to {self.top:.4g}; train it on them, or choose another engine."
+            )
         return self
 
 
@@ -122,8 +140,8 @@ class Poi2VoidPaper(Poi2Void):
 
     @classmethod
     def fit(cls, photons: np.ndarray, excess: float, read_variance: float) -> "Poi2VoidPaper":
-        """Need nothing from the data."""
-        return cls()
+        """Make sure that the data have 8 bits."""
+        return cls().for_light(torch.from_numpy(photons))
 
     def values(self, device: torch.device) -> Tensor:
         """Give 1 to 256 (values, 1, 1)."""

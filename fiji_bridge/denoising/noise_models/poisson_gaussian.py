@@ -80,7 +80,11 @@ class PoissonGaussian(GammaPoisson):
         if estimator == "prior":
             return mean.expand_as(photons).float()
         seen = _in_parts(mean, shape, photons, readout, mode=estimator == "map")
-        return (seen.mode if estimator == "map" else (shape + seen.electrons) / (shape / mean + 1)).float()
+        result = seen.mode if estimator == "map" else (shape + seen.electrons) / (shape / mean + 1)
+        if self.doubt:  # how much light a saturated pixel had, a prior widened by doubt cannot say
+            most = torch.maximum(mean, photons)
+            result = torch.where(_saturated(photons, readout), result.minimum(most), result)
+        return result.float()
 
     def weight(self, outputs: Tensor, readout: Readout) -> Tensor:
         """Share of the prior in the variance."""
@@ -172,7 +176,7 @@ def posterior(
     size = photons.shape
     variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
     mean, shape, z = mean.expand(size).flatten(), shape.expand(size).flatten(), photons.flatten().double()
-    quiet = _quiet(variance, readout)
+    quiet = _quiet(variance, readout) & ~_hidden(z, readout)
     if 0 < int(quiet.sum()) < len(quiet):  # each pixel alone decides how it is read
         parts = [torch.nonzero(some).squeeze(1) for some in (quiet, ~quiet)]
         found = [
@@ -315,7 +319,8 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     """R(z|n) without EM gain: normal around n, rounded to the step, cut off at the lower end."""
     step = readout.step
     noise = (variance + step**2 / 12).sqrt()
-    if _quiet(variance, readout).all():
+    hidden = _hidden(z, readout)
+    if (_quiet(variance, readout) & ~hidden).all():
         density = torch.full_like(z, math.log(step or 1.0))[None]
         return _Nodes(z[None], density[:0].float(), density, z[None])
     noise = noise.clamp(min=QUIET)
@@ -324,7 +329,6 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     first, last = _around_peak(
         lambda n: (z - n) / square, lambda n: square, z.clamp(min=0) + square * climb + 1, (mean, shape)
     )
-    hidden = _hidden(z, readout)
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
     last = last.clamp(min=0)
     most = min(NODES, math.ceil(min(2.4 * REACH * float(noise.max()), NODES)) + 3)
