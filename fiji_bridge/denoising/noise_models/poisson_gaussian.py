@@ -176,7 +176,7 @@ def posterior(
     size = photons.shape
     variance = torch.as_tensor(readout.read_variance, device=photons.device).expand(size).flatten().double()
     mean, shape, z = mean.expand(size).flatten(), shape.expand(size).flatten(), photons.flatten().double()
-    quiet = _quiet(variance, readout) & ~_hidden(z, readout)
+    quiet = _quiet(z, variance, readout)
     if 0 < int(quiet.sum()) < len(quiet):  # each pixel alone decides how it is read
         parts = [torch.nonzero(some).squeeze(1) for some in (quiet, ~quiet)]
         found = [
@@ -240,8 +240,10 @@ def _mode(number: Tensor, share: Tensor, mean: Tensor, shape: Tensor) -> Tensor:
     return torch.where(high > DARK, high, 0.0)
 
 
-def _quiet(variance: Tensor, readout: Readout) -> Tensor:
-    return (variance + readout.step**2 / 12 < QUIET**2) & (readout.excess <= 1)
+def _quiet(z: Tensor, variance: Tensor, readout: Readout) -> Tensor:
+    """Whether a reading is the number of electrons itself: of little noise, and not cut off."""
+    calm = (variance + readout.step**2 / 12 < QUIET**2) & (readout.excess <= 1)
+    return calm & ~_hidden(z, readout)
 
 
 def _hidden(z: Tensor, readout: Readout) -> Tensor:
@@ -319,8 +321,7 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     """R(z|n) without EM gain: normal around n, rounded to the step, cut off at the lower end."""
     step = readout.step
     noise = (variance + step**2 / 12).sqrt()
-    hidden = _hidden(z, readout)
-    if (_quiet(variance, readout) & ~hidden).all():
+    if _quiet(z, variance, readout).all():
         density = torch.full_like(z, math.log(step or 1.0))[None]
         return _Nodes(z[None], density[:0].float(), density, z[None])
     noise = noise.clamp(min=QUIET)
@@ -329,6 +330,7 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     first, last = _around_peak(
         lambda n: (z - n) / square, lambda n: square, z.clamp(min=0) + square * climb + 1, (mean, shape)
     )
+    hidden = _hidden(z, readout)
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
     last = last.clamp(min=0)
     most = min(NODES, math.ceil(min(2.4 * REACH * float(noise.max()), NODES)) + 3)
