@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,8 +23,10 @@ EM_QUIET = 0.05
 """Least noise behind EM gain [photons]: without any, a pixel with no electron would be infinitely sure."""
 NEGLIGIBLE = 12.0
 """How much less probable than the most probable is left out [nats]."""
-BISECTIONS = 24
-"""Halvings in search of the most probable number of electrons."""
+FINE = 0.5
+"""Steps of rounding, over the read noise, up to which a series gives the chance to be rounded to each."""
+NEWTON_STEPS = 8
+"""Steps in search of the most probable number of electrons."""
 DOUBLINGS = 40
 """Doublings or halvings that find the posterior's maximum from its mean, and halvings of what is between."""
 DARK = 1e-9
@@ -196,13 +198,13 @@ def posterior(
     with torch.no_grad():
         read = _em_readout if readout.excess > 1 else _plain_readout
         nodes = read(z, variance, readout, mean, shape)
-    log = _log_counts(nodes, mean, shape) + nodes.log_readout
+        log = _log_counts(nodes, mean, shape).add_(nodes.log_readout)
     total = electrons = unclipped = peak = torch.zeros_like(z)
     if evidence:
-        sum_of = log[0] if len(log) == 1 else log.logsumexp(0)
+        sum_of = log[0] if len(log) == 1 else _SumOfCounts.apply(mean, shape, nodes.number, nodes.gap, log)
         total = sum_of - negative_binomial_nll(nodes.number[0].double(), mean, shape)
     if moments or mode:
-        share = log.detach().softmax(0)
+        share = log.softmax(0)
         electrons, unclipped = ((share * v).sum(0).double() for v in (nodes.number, nodes.unclipped))
         unclipped = torch.where(_hidden(z, readout), unclipped, z)
         if mode:
@@ -266,12 +268,51 @@ def _log_counts(nodes: _Nodes, mean: Tensor, shape: Tensor) -> Tensor:
     h log c − h(h² − 1)/24c² about c = x + (h − 1)/2, exact for h = 1.
     """
     alpha, gap = shape.float(), nodes.gap
-    if len(gap) == 0:
-        return torch.zeros_like(alpha)[None]
     middle = nodes.number[:-1] + (gap - 1) / 2
-    ratio = gap * ((alpha + middle) * (mean / (shape + mean)).float() / (1 + middle)).log()
-    bend = gap * (gap.square() - 1) / 24 * ((alpha + middle) ** -2 - (1 + middle) ** -2)
-    return torch.cat([torch.zeros_like(alpha)[None], (ratio - bend).cumsum(0)])
+    result = torch.zeros(nodes.number.shape, device=alpha.device)
+    if len(gap) == 0:
+        return result
+    ratio = (alpha + middle).mul_((mean / (shape + mean)).float()).div_(1 + middle).log_()
+    if (gap > 1).any():
+        bend = (alpha + middle).square_().reciprocal_() - (1 + middle).square_().reciprocal_()
+        ratio = ratio.sub_(bend.mul_((gap.square() - 1) / 24)).mul_(gap)
+    torch.mm(_up_to(gap), ratio, out=result[1:])
+    return result
+
+
+def _up_to(values: Tensor) -> Tensor:
+    """Give the matrix whose product sums rows from the first to each: a multiple faster than cumsum."""
+    return torch.ones(len(values), len(values), device=values.device).tril_()
+
+
+class _SumOfCounts(torch.autograd.Function):
+    """Log of the sum over numbers of electrons (node, pixel), each given over the first by its `log`.
+
+    Its gradients of mean m and shape α, by hand: α(E[n] − n₀)/m(α + m), and the expectation of
+    ψ(α + n) − ψ(α + n₀), less (E[n] − n₀)/(α + m). To either a gap adds by the chance that there are more
+    electrons than before it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, shape: Tensor, number: Tensor, gap: Tensor, log: Tensor) -> Tensor:
+        """Give one number a pixel."""
+        most = log.amax(0)
+        share = (log - most).exp_()
+        total = share.sum(0)
+        if any(ctx.needs_input_grad):
+            more = torch.mm(_up_to(gap).T, share[1:].div_(total)).mul_(gap)
+            each = (number[:-1] + (gap - 1) / 2).add_(shape.float()).reciprocal_()
+            if (gap > 1).any():
+                each = each.addcmul_(each**3, (gap.square() - 1) / 12)
+            ctx.save_for_backward(mean, shape, more.sum(0), each.mul_(more).sum(0))
+        return most + total.log()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Give those of mean and shape."""
+        mean, shape, more, digammas = ctx.saved_tensors
+        slope = more / (shape + mean)
+        return slope * shape / mean * gradients[0], (digammas - slope) * gradients[0], None, None, None
 
 
 def _spread(first: Tensor, last: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -281,10 +322,12 @@ def _spread(first: Tensor, last: Tensor, most: int) -> tuple[Tensor, Tensor, Ten
     is larger, and a sum over a smooth peak needs no more than one number for each standard deviation.
     """
     k = torch.arange(most, device=first.device, dtype=torch.float32)[:, None]
-    bend = ((last - first).float() - (most - 1)).clamp(min=0) / max(1, (most - 1) * (most - 2) / 2)
-    number = first.float() + k + bend * k * (k - 1) / 2
+    number, beyond = first.float() + k, (last - first).float() - (most - 1)
+    if (beyond <= 0).all():
+        return number, torch.ones_like(k)[:-1], torch.ones_like(k)
+    bend = beyond.clamp(min=0) / max(1, (most - 1) * (most - 2) / 2)
     stands_for = 1 + bend * (k - 0.5).clamp(min=0)
-    return number, (1 + bend * k)[:-1], stands_for
+    return number.addcmul_(bend, k * (k - 1) / 2), (1 + bend * k)[:-1], stands_for
 
 
 def _most_electrons(mean: Tensor, shape: Tensor) -> Tensor:
@@ -295,26 +338,44 @@ def _most_electrons(mean: Tensor, shape: Tensor) -> Tensor:
 def _around_peak(
     data: Callable[[Tensor], Tensor],
     width: Callable[[Tensor], Tensor],
+    amplified: bool,
+    start: Tensor,
     most: Tensor,
     prior: tuple[Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Give the numbers of electrons between which the posterior lies.
 
     Its logarithm climbs by `data` of n, the readout's share, and by log((α + n)m/((n + 1)(α + m)), the
-    prior's, until both cancel, somewhere between 0 and `most`. `width` of n is the readout's variance there.
+    prior's, until both cancel, somewhere between 0 and `most`. `width` of n is the readout's variance there,
+    by the inverse of which `data` falls. Newton's steps find it from `start`, where the readout alone is
+    most probable: of two peaks the upper. Amplified, `data` is a logarithm, which they take along. All in
+    float32, that is to a small part of the peak's width.
     """
-    mean, shape = prior
-    tail = mean.log() - (shape + mean).log()
+    mean, shape, start, most = (values.float() for values in (*prior, start, most))
+    tail = (mean / (shape + mean)).log()
     low, high = torch.zeros_like(most), most
-    for _ in range(BISECTIONS):
-        n = (low + high) / 2
-        rising = data(n) + tail + torch.log((shape + n) / (n + 1)) > 0
+    n = torch.minimum(start.clamp(min=0), most)
+    for _ in range(NEWTON_STEPS):
+        climb = data(n) + tail + torch.log((shape + n) / (n + 1))
+        rising, noise = climb > 0, width(n)
         low, high = torch.where(rising, n, low), torch.where(rising, high, n)
-    sharper = (1 / (low + 1) - 1 / (low + shape)).clamp(min=0)
-    reach = REACH / (1 / width(low) + sharper).sqrt()
+        bend = 1 / noise + 1 / (n + 1) - 1 / (n + shape)
+        step = climb / bend
+        step = noise * torch.expm1(step / noise) if amplified else step
+        n = torch.where(bend > 0, n + step, (low + high) / 2).clamp(low, high)
+
+    def reach(n: Tensor) -> Tensor:
+        sharper = (1 / (n + 1) - 1 / (n + shape)).clamp(min=0)
+        return REACH / (1 / width(n) + sharper).sqrt()
+
+    below = reach(n)
+    above = below
+    if not amplified:  # of few electrons the prior is sharper than of more; of more than these it has none
+        end = mean + 3 * (mean + mean.square() / shape).sqrt() + 4 * (mean / shape + 1)
+        above = torch.maximum(below, torch.minimum(reach(n + below), end - n))
     # From a peak at 0 it may fall faster than the readout alone would.
-    fall = -(data(low) + tail + torch.log((shape + low) / (low + 1)).clamp(min=0))
-    return low - reach, low + torch.minimum(reach, 3 + NEGLIGIBLE / fall.clamp(min=1e-3))
+    fall = -(data(n) + tail + torch.log((shape + n) / (n + 1)).clamp(min=0))
+    return n - below, n + torch.minimum(above, 3 + NEGLIGIBLE / fall.clamp(min=1e-3))
 
 
 def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, shape: Tensor) -> _Nodes:
@@ -327,8 +388,14 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     noise = noise.clamp(min=QUIET)
     square = noise.square()
     climb = (shape * mean / (shape + mean)).log().clamp(min=0)  # the prior's, at most
+    light, width = z.float(), square.float()
     first, last = _around_peak(
-        lambda n: (z - n) / square, lambda n: square, z.clamp(min=0) + square * climb + 1, (mean, shape)
+        lambda n: (light - n) / width,
+        lambda n: width,
+        False,
+        light,
+        z.clamp(min=0) + square * climb + 1,
+        (mean, shape),
     )
     hidden = _hidden(z, readout)
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
@@ -346,12 +413,17 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
 
 
 def _log_normal(distance: Tensor, sigma: Tensor, step: float) -> Tensor:
-    """Log density at a distance from the mean, or with a step the log probability to be rounded to there."""
-    if step == 0:
-        return -0.5 * (distance / sigma).square() - (sigma * math.sqrt(2 * math.pi)).log()
-    away, half = -distance.abs() / sigma, step / 2 / sigma  # in the lower tail float32 keeps its digits
-    above, below = log_ndtr(away + half), log_ndtr(away - half)
-    return above + torch.log(-torch.expm1(below - above))
+    """Log density at a distance from the mean, or with a step the log probability to be rounded to there.
+
+    That of small steps h by its series in κ = (h/σ)², t = distance/σ: (t² − 1)κ/24 − (t⁴ + 4t² − 2)κ²/2880.
+    """
+    if step > FINE * float(sigma.min()):
+        away, half = -distance.abs() / sigma, step / 2 / sigma  # in the lower tail float32 keeps its digits
+        above, below = log_ndtr(away + half), log_ndtr(away - half)
+        return above + torch.log(-torch.expm1(below - above))
+    kappa, square = (step / sigma).square(), (distance / sigma).square_()
+    at_middle = math.log((step or 1.0) / math.sqrt(2 * math.pi)) - sigma.log() - kappa / 24 + kappa**2 / 1440
+    return (square * (kappa**2 / -2880)).add_(kappa / 24 - kappa**2 / 720 - 0.5).mul_(square).add_(at_middle)
 
 
 def _mills(t: Tensor) -> Tensor:
@@ -366,24 +438,32 @@ def _em_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, sha
     square = noise.square()
     y = (z + square).clamp(min=0.1)  # of mean and variance n + σ², as in `_many_amplified`
     climb = (shape * mean / (shape + mean)).clamp(min=1)
+    light, width = y.float(), square.float()
     first, last = _around_peak(
-        lambda n: y.log() - (n + square).log(), lambda n: n + square, y * climb + 1, (mean, shape)
+        lambda n: (light / (n + width)).log(),
+        lambda n: n + width,
+        True,
+        light - width,
+        y * climb + 1,
+        (mean, shape),
     )
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
     last = (last + 3 * noise + 4).clamp(min=0)
     number, gap, stands_for = _spread(first, last, EM_NODES)
     few = (first == 0) & (last <= EM_NODES - 1)  # each number from 0 is there
-    exact = _few_amplified(z, noise, EM_NODES).clamp(min=1e-37).log()
-    log_readout = torch.where(few, exact, _many_amplified(z, noise, number))
-    log_readout = log_readout + math.log(readout.step or 1.0)
+    exact, others = (torch.nonzero(some).squeeze(1) for some in (few, ~few))
+    log_readout = torch.empty_like(number)
+    log_readout[:, exact] = _few_amplified(z[exact], noise[exact], EM_NODES).float().clamp(min=1e-37).log()
+    log_readout[:, others] = _many_amplified(z[others], noise[others], number[:, others]).float()
+    log_readout += math.log(readout.step or 1.0)
     unclipped = number
     (at,) = torch.nonzero(hidden, as_tuple=True)
     if len(at):
         edge = torch.full_like(z[at], readout.lowest + readout.step / 2)
         log_below, mean_below = _amplified_below(edge, noise[at], number[:, at], few[at])
-        log_readout = log_readout.float().index_copy(1, at, log_below.float())
-        unclipped = number.float().index_copy(1, at, mean_below.float())
-    return _Nodes(number, gap, log_readout.float() + stands_for.log(), unclipped)
+        log_readout = log_readout.index_copy(1, at, log_below.float())
+        unclipped = number.index_copy(1, at, mean_below.float())
+    return _Nodes(number, gap, log_readout + stands_for.log(), unclipped)
 
 
 def _few_amplified(z: Tensor, noise: Tensor, most: int) -> Tensor:
