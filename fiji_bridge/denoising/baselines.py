@@ -187,6 +187,8 @@ class CAREamics(Baseline):
     patch: ClassVar[int] = 64
     """Side of a training patch [pixels]; smaller images take smaller ones."""
     batch: ClassVar[int] = 16
+    precision: ClassVar[str] = "32-true"
+    """Lightning's name of the numbers trained with, CAREamics's default."""
     validation: ClassVar[int] = 8
     """Patches kept apart for CAREamics's learning rate and, for CARE, choice of weights: its default."""
 
@@ -286,6 +288,7 @@ class CAREamics(Baseline):
             "devices": [device.index or 0] if device.type == "cuda" else 1,
             "enable_model_summary": False,
             "max_steps": -1 if steps is None else steps,
+            "precision": cls.precision,
         }
         settings: dict[str, Any] = {
             "experiment_name": cls.engine,
