@@ -24,12 +24,12 @@ def lively_network(features=(4, 5, 6), seed=0, **shape):
 
 
 def assert_blind_but_sees_its_neighbours(outputs, image, pixels):
+    mixed = (outputs[0] * torch.tensor([1.0, 0.7])[:, None, None]).sum(0)  # what either channel sees, shows
     for y, x in pixels:
-        for channel in outputs[0, :, y, x]:
-            (gradient,) = torch.autograd.grad(channel, image, retain_graph=True)
-            assert gradient[0, 0, y, x] == 0
-            around = gradient[0, 0, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
-            assert (around != 0).sum() == around.numel() - 1
+        (gradient,) = torch.autograd.grad(mixed[y, x], image, retain_graph=True)
+        assert gradient[0, 0, y, x] == 0
+        around = gradient[0, 0, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        assert (around != 0).sum() == around.numel() - 1
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 14), (13, 7)])
@@ -49,7 +49,9 @@ def test_no_pixel_sees_itself_at_the_seams_of_tiles():
     image = torch.randn(1, 1, 47, 59, requires_grad=True)
     assert min(image.shape[-2:]) > 8 + 2 * network.halo
     outputs = tiled_outputs(network, image, symmetries=1, tile=8)
-    assert_blind_but_sees_its_neighbours(outputs, image, list(product((0, 7, 8, 25, 46), (0, 15, 16, 58))))
+    assert_blind_but_sees_its_neighbours(
+        outputs, image, [(0, 0), (7, 15), (8, 16), (7, 16), (8, 15), (25, 58), (46, 0), (46, 58)]
+    )
 
 
 def test_a_bright_pixel_changes_nothing_in_its_own_prior():

@@ -21,7 +21,7 @@ def recording(sigma, gain=30.0, frames=4, side=96):
 @pytest.mark.parametrize(("sigma", "whitened", "radius"), [(0, False, 0), (0.5, True, 0), (1.0, False, 3)])
 def test_noise_that_pixels_share_is_undone_or_widens_the_blind_spot(sigma, whitened, radius):
     light, raw = recording(sigma)
-    model = train(raw, steps=150, features=(8, 12), crop=32, device="cpu")
+    model = train(raw, steps=100, features=(8, 12), crop=32, device="cpu")
     assert bool(model.whitening) == whitened
     assert model.network.blind_radius == radius
     denoised = (denoise(raw, model).to_numpy() - 200) / 30
