@@ -654,9 +654,13 @@ def run_simulate(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def run_compare(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Find out whether denoising helped, on one stack or on each of a batch."""
+    from fiji_bridge.comparison import written
+
     camera = camera_of(arguments)
     if arguments.batch and arguments.ground_truth is not None and len(arguments.stack) > 1:
         raise FijiBridgeError("--ground-truth belongs to one stack; run `compare` without --batch for it.")
+    for folder in outputs(arguments, ""):  # before the first of a batch replaces what another reads
+        check_kept([*arguments.stack, *read_as_well(arguments)], written(folder, arguments.model))
 
     def one(source: Any, out: Path) -> Result:
         return told(

@@ -297,13 +297,12 @@ def test_what_is_read_is_kept_wherever_it_lies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frames = np.random.default_rng(0).poisson(30, (3, 32, 32)).astype(np.uint16) + 100
     camera = ("--camera", "offset=100 photons2adu=1 pixelsize=100")
-    places = [
-        Path(name) for name in ("report/denoised.tif", "report/raw.csv", "orig/a.tif", "links", "confocal")
-    ]
+    names = ("report/denoised.tif", "report/raw.csv", "orig/a.tif", "links", "confocal", "all/a/denoised.tif")
+    places = [Path(name) for name in names]
     for folder in {place.parent if place.suffix else place for place in places}:
-        folder.mkdir(exist_ok=True)
-    movie, truth, original, links, named = places
-    for path in (movie, original):
+        folder.mkdir(parents=True, exist_ok=True)
+    movie, truth, original, links, named, other = places
+    for path in (movie, original, other):
         write(path, frames)
     (links / "a.tif").symlink_to(original.absolute())
     write_stack(open_stack(frames), Path("plate.zarr"))
@@ -315,6 +314,7 @@ def test_what_is_read_is_kept_wherever_it_lies(tmp_path, monkeypatch):
     for command, kept in (
         (("compare", movie, *model, "--engine", "torch", "--out", "report"), movie),
         ((*compare, "--ground-truth", truth), truth),
+        (("compare", original, other, *model, "--engine", "torch", "--batch", "--out", "all"), other),
         (("denoise", links, *model, "--out", original), original),
         (("denoise", inner, *model, "--out", "plate.zarr"), inner),
         (("simulate", "--options", f"maskpath=[{mask}]", "--out", mask, "--ground-truth", "t.csv"), mask),

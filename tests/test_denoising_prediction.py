@@ -121,6 +121,12 @@ def test_progress_counts_frames_and_cancelling_leaves_nothing(model, tmp_path):
     assert (tmp_path / "out.tif").read_bytes() == b"an older result"
 
 
+@pytest.mark.parametrize("tile", ["64", 0, 64.0])
+def test_a_side_that_tiles_cannot_have_is_refused(model, tile):
+    with pytest.raises(FijiBridgeError, match=f"tile is {tile!r}; give a whole number"):
+        denoise(movie(1, 20, 20), model, tile=tile)
+
+
 def test_an_estimator_that_the_engine_lacks_is_named(model):
     with pytest.raises(FijiBridgeError, match="no estimator 'median'; choose from mean, map, prior"):
         denoise(movie(1, 20, 20), model, estimator="median")

@@ -115,6 +115,11 @@ class Clock:
         self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - started, 2)
 
 
+def written(folder: Path, model: object) -> dict[str, Path]:
+    """Give the files that a comparison writes, one more without a `model`, by what they are called."""
+    return {str(folder / name): folder / name for name in (*WRITTEN, *(() if model else (TRAINED,)))}
+
+
 def compare(
     stack: Any,
     *,
@@ -189,7 +194,7 @@ def compare(
     read = (*files_of(movie), *(camera.map_files.values() if camera else ()), ground_truth, model)
     check_kept(
         [path for path in read if isinstance(path, (str, os.PathLike))],
-        {str(folder / name): folder / name for name in (*WRITTEN, *([] if model else [TRAINED]))},
+        written(folder, model),
     )
     truth = None if ground_truth is None else _known_molecules(ground_truth, movie)
     wanted = parse_options(options)

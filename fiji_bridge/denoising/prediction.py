@@ -96,8 +96,8 @@ def denoise(
         model = load_model(model)
     if not isinstance(model, (Model, Baseline)):
         raise FijiBridgeError(f"{model!r} is no model; give what train or load_model returned.")
-    if tile < SMALLEST_TILE:
-        raise FijiBridgeError(f"tile is {tile}; give at least {SMALLEST_TILE} pixels.")
+    if not (isinstance(tile, (int, np.integer)) and tile >= SMALLEST_TILE):
+        raise FijiBridgeError(f"tile is {tile!r}; give a whole number from {SMALLEST_TILE} pixels on.")
     if estimator not in model.estimators:
         raise FijiBridgeError(
             f"The model's engine {model.engine!r} has no estimator {estimator!r}; choose from"
