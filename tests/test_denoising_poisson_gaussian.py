@@ -127,27 +127,27 @@ def test_posterior_mean_and_mode_are_those_of_brute_force_integration(name, z, m
     assert mode == pytest.approx(right_mode, rel=0.02, abs=0.02)
 
 
-def test_whatever_prior_and_noise_the_sum_is_that_over_all_electrons():
+@pytest.mark.parametrize("step", [0.3, 10.0])
+def test_whatever_prior_and_noise_the_sum_is_that_over_all_electrons(step):
     rng, pixels = np.random.default_rng(2), 400
     spread = lambda low, high: np.exp(rng.uniform(np.log(low), np.log(high), pixels))  # noqa: E731
-    mean, shape, noise = spread(0.01, 800), spread(0.03, 1e5), spread(0.2, 20)
+    mean, shape, noise = spread(0.01, 800), spread(0.03, 1e5), spread(0.1, 20)
     light = np.where(rng.random(pixels) < 0.5, mean, spread(0.01, 800))  # half of them not what was expected
-    z = np.round((rng.poisson(rng.gamma(shape, light / shape)) + rng.normal(0, noise)) / 0.3) * 0.3
+    z = np.round((rng.poisson(rng.gamma(shape, light / shape)) + rng.normal(0, noise)) / step) * step
     z = np.clip(z, None, 3000)
     found = posterior(
         *(torch.from_numpy(values)[None, None, None] for values in (mean, shape, z)),
-        Readout(1.0, torch.from_numpy(noise**2)[None, None, None], step=0.3),
+        Readout(1.0, torch.from_numpy(noise**2)[None, None, None], step=step),
     )
     n = np.arange(6000)[:, None]
     log = stats.nbinom.logpmf(n, shape, shape / (shape + mean))
-    sigma = np.maximum(noise, 0.1)
-    upper, lower = (special.log_ndtr(-(np.abs(z - n) + side) / sigma) for side in (-0.15, 0.15))
+    upper, lower = (special.log_ndtr(-(np.abs(z - n) + side) / noise) for side in (-step / 2, step / 2))
     log += upper + np.log(-np.expm1(lower - upper))
     expected = special.logsumexp(log, axis=0)
     electrons = (n * np.exp(log - expected)).sum(axis=0)
     width = np.sqrt(((n - electrons) ** 2 * np.exp(log - expected)).sum(axis=0))
-    np.testing.assert_allclose(found.log_evidence.numpy().ravel(), expected, rtol=1e-4, atol=1e-2)
-    assert (np.abs(found.electrons.numpy().ravel() - electrons) < 0.02 * width + 1e-3).all()
+    np.testing.assert_allclose(found.log_evidence.numpy().ravel(), expected, rtol=1e-3, atol=3e-2)
+    assert (np.abs(found.electrons.numpy().ravel() - electrons) < 0.05 * width + 1e-3).all()
 
 
 @pytest.mark.parametrize("step", [0.0, 1.0])

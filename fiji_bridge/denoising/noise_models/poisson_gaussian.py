@@ -25,6 +25,8 @@ NEGLIGIBLE = 12.0
 """How much less probable than the most probable is left out [nats]."""
 FINE = 0.5
 """Steps of rounding, over the read noise, up to which a series gives the chance to be rounded to each."""
+STEEP = 3.0
+"""By how many nats the density may change over a step for that."""
 NEWTON_STEPS = 8
 """Steps in search of the most probable number of electrons."""
 DOUBLINGS = 40
@@ -342,8 +344,8 @@ def _around_peak(
     start: Tensor,
     most: Tensor,
     prior: tuple[Tensor, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Give the numbers of electrons between which the posterior lies.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give the most probable number of electrons, and those between which the posterior lies.
 
     Its logarithm climbs by `data` of n, the readout's share, and by log((α + n)m/((n + 1)(α + m)), the
     prior's, until both cancel, somewhere between 0 and `most`. `width` of n is the readout's variance there,
@@ -375,7 +377,7 @@ def _around_peak(
         above = torch.maximum(below, torch.minimum(reach(n + below), end - n))
     # From a peak at 0 it may fall faster than the readout alone would.
     fall = -(data(n) + tail + torch.log((shape + n) / (n + 1)).clamp(min=0))
-    return n - below, n + torch.minimum(above, 3 + NEGLIGIBLE / fall.clamp(min=1e-3))
+    return n, n - below, n + torch.minimum(above, 3 + NEGLIGIBLE / fall.clamp(min=1e-3))
 
 
 def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, shape: Tensor) -> _Nodes:
@@ -388,21 +390,33 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     noise = noise.clamp(min=QUIET)
     square = noise.square()
     climb = (shape * mean / (shape + mean)).log().clamp(min=0)  # the prior's, at most
-    light, width = z.float(), square.float()
-    first, last = _around_peak(
-        lambda n: (light - n) / width,
-        lambda n: width,
+    light, width, half = z.float(), square.float(), step / 2
+    sigma = (noise.square() - step**2 / 12).clamp(min=(QUIET / 2) ** 2).sqrt().float()
+
+    def data(n: Tensor) -> Tensor:  # within a step nearly all n read alike, beyond it the noise alone is left
+        inside = (light - n).clamp(-half, half)
+        return inside / width + (light - n - inside) / sigma.square()
+
+    peak, first, last = _around_peak(
+        data,
+        lambda n: torch.where((light - n).abs() > half, sigma.square(), width),
         False,
         light,
         z.clamp(min=0) + square * climb + 1,
         (mean, shape),
     )
+    # No further than the reading itself allows; of coarse steps, which have sharp ends, all between them.
+    near = REACH * sigma
+    first = torch.maximum(first, torch.minimum(light - half, peak) - near)
+    last = torch.minimum(last, torch.maximum(light + half, peak) + near)
+    within = (step > sigma) & ((light - peak).abs() < half + sigma)
+    first = torch.where(within, first.minimum(light - half - near), first)
+    last = torch.where(within, last.maximum(light + half + near), last)
     hidden = _hidden(z, readout)
     first = first.floor().clamp(min=0).masked_fill(hidden, 0.0)
     last = last.clamp(min=0)
     most = min(NODES, math.ceil(min(2.4 * REACH * float(noise.max()), NODES)) + 3)
     number, gap, stands_for = _spread(first, last, most)
-    sigma = (noise.square() - step**2 / 12).clamp(min=(QUIET / 2) ** 2).sqrt().float()
     log_readout = _log_normal(z.float() - number, sigma, step)
     unclipped = number
     if hidden.any():
@@ -413,17 +427,28 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
 
 
 def _log_normal(distance: Tensor, sigma: Tensor, step: float) -> Tensor:
-    """Log density at a distance from the mean, or with a step the log probability to be rounded to there.
+    """Log density at distances (node, pixel) from the mean, with a step the log chance to round to there.
 
-    That of small steps h by its series in κ = (h/σ)², t = distance/σ: (t² − 1)κ/24 − (t⁴ + 4t² − 2)κ²/2880.
+    Of steps h that are small beside the noise, and that it changes little over, by a series in κ = (h/σ)² and
+    t = distance/σ: the density times h, and (t² − 1)κ/24 − (t⁴ + 4t² − 2)κ²/2880.
     """
-    if step > FINE * float(sigma.min()):
-        away, half = -distance.abs() / sigma, step / 2 / sigma  # in the lower tail float32 keeps its digits
-        above, below = log_ndtr(away + half), log_ndtr(away - half)
-        return above + torch.log(-torch.expm1(below - above))
-    kappa, square = (step / sigma).square(), (distance / sigma).square_()
-    at_middle = math.log((step or 1.0) / math.sqrt(2 * math.pi)) - sigma.log() - kappa / 24 + kappa**2 / 1440
-    return (square * (kappa**2 / -2880)).add_(kappa / 24 - kappa**2 / 720 - 0.5).mul_(square).add_(at_middle)
+    share = step / sigma
+    furthest = torch.maximum(distance[0].abs(), distance[-1].abs()) / sigma
+    coarse = (share > FINE) | (share * furthest > STEEP)
+    if coarse.all():
+        return _log_rounded(distance, sigma, step)
+    kappa, square = share.square(), (distance / sigma).square_()
+    middle = math.log((step or 1.0) / math.sqrt(2 * math.pi)) - sigma.log() - kappa / 24 + kappa**2 / 1440
+    result = (square * (kappa**2 / -2880)).add_(kappa / 24 - kappa**2 / 720 - 0.5).mul_(square).add_(middle)
+    (at,) = torch.nonzero(coarse, as_tuple=True)
+    return result.index_copy_(1, at, _log_rounded(distance[:, at], sigma[at], step)) if len(at) else result
+
+
+def _log_rounded(distance: Tensor, sigma: Tensor, step: float) -> Tensor:
+    """Give the same for steps of any size but 0."""
+    away, half = -distance.abs() / sigma, step / 2 / sigma  # in the lower tail float32 keeps its digits
+    above, below = log_ndtr(away + half), log_ndtr(away - half)
+    return above + torch.log(-torch.expm1(below - above))
 
 
 def _mills(t: Tensor) -> Tensor:
@@ -439,7 +464,7 @@ def _em_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, sha
     y = (z + square).clamp(min=0.1)  # of mean and variance n + σ², as in `_many_amplified`
     climb = (shape * mean / (shape + mean)).clamp(min=1)
     light, width = y.float(), square.float()
-    first, last = _around_peak(
+    _, first, last = _around_peak(
         lambda n: (light / (n + width)).log(),
         lambda n: n + width,
         True,
