@@ -122,6 +122,7 @@ def efficiency(raw: np.ndarray, device: torch.device) -> None:
     camera = estimate_camera(open_stack(raw)).camera
     half = has_bfloat16(device)
     print(f"{'':20} {'ours [ms]':>10} {'bare [ms]':>10} {'bare/ours':>10} {'GFLOP/s':>9}")
+    # The last of them predicts, too.
     for name, own in (("with read noise", camera.replace(read_noise=1.6)), ("training", camera)):
         pool = CropPool([open_stack(raw)], own, device, np.random.default_rng(0), 64, silent)
         light = np.concatenate([part.photons.flatten().cpu().numpy() for part in pool.sample(2**20)])

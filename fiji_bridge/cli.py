@@ -416,8 +416,14 @@ def check_table(table: Path, options: str, out: Path) -> None:
 def batch(arguments: argparse.Namespace, suffix: str, one: Callable[[Any, Path], Result]) -> Result:
     """Do `one` for each stack; with several, a stack that fails does not stop the rest."""
     jobs = list(zip(sources(arguments), outputs(arguments, suffix), strict=True))
-    if suffix:  # else `compare` itself knows what it writes in its folders
-        check_output([*arguments.stack, *read_as_well(arguments)], *(out for _, out in jobs))
+    read = [*arguments.stack, *read_as_well(arguments)]
+    if suffix:
+        check_output(read, *(out for _, out in jobs))
+    else:  # the folders of `compare`
+        from fiji_bridge.comparison import written
+
+        for _, folder in jobs:
+            check_kept(read, written(folder, arguments.model))
     if len(jobs) == 1:
         return one(*jobs[0])
     results: list[dict[str, Any]] = []
@@ -654,13 +660,9 @@ def run_simulate(arguments: argparse.Namespace, bar: Bar) -> Result:
 
 def run_compare(arguments: argparse.Namespace, bar: Bar) -> Result:
     """Find out whether denoising helped, on one stack or on each of a batch."""
-    from fiji_bridge.comparison import written
-
     camera = camera_of(arguments)
     if arguments.batch and arguments.ground_truth is not None and len(arguments.stack) > 1:
         raise FijiBridgeError("--ground-truth belongs to one stack; run `compare` without --batch for it.")
-    for folder in outputs(arguments, ""):  # before the first of a batch replaces what another reads
-        check_kept([*arguments.stack, *read_as_well(arguments)], written(folder, arguments.model))
 
     def one(source: Any, out: Path) -> Result:
         return told(

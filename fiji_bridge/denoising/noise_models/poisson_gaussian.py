@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
@@ -145,6 +146,16 @@ class _Nodes:
     log_readout: Tensor
     unclipped: Tensor
 
+    @cached_property
+    def middle(self) -> Tensor:
+        """Middles of what the gaps reach over (node − 1, pixel)."""
+        return self.number[:-1] + (self.gap - 1) / 2
+
+    @cached_property
+    def sparse(self) -> bool:
+        """Whether any number between two nodes is left out."""
+        return bool((self.gap > 1).any())
+
 
 def _in_parts(
     mean: Tensor, shape: Tensor, photons: Tensor, readout: Readout, *, mode: bool = False
@@ -203,7 +214,7 @@ def posterior(
         log = _log_counts(nodes, mean, shape).add_(nodes.log_readout)
     total = electrons = unclipped = peak = torch.zeros_like(z)
     if evidence:
-        sum_of = log[0] if len(log) == 1 else _SumOfCounts.apply(mean, shape, nodes.number, nodes.gap, log)
+        sum_of = log[0] if len(log) == 1 else _SumOfCounts.apply(mean, shape, nodes, log)
         total = sum_of - negative_binomial_nll(nodes.number[0].double(), mean, shape)
     if moments or mode:
         share = log.softmax(0)
@@ -269,13 +280,12 @@ def _log_counts(nodes: _Nodes, mean: Tensor, shape: Tensor) -> Tensor:
     From n to n + 1 the ratio is (α + n) m / ((n + 1)(α + m)); over a gap h, log Γ(x + h)/Γ(x) is
     h log c − h(h² − 1)/24c² about c = x + (h − 1)/2, exact for h = 1.
     """
-    alpha, gap = shape.float(), nodes.gap
-    middle = nodes.number[:-1] + (gap - 1) / 2
+    alpha, gap, middle = shape.float(), nodes.gap, nodes.middle
     result = torch.zeros(nodes.number.shape, device=alpha.device)
     if len(gap) == 0:
         return result
     ratio = (alpha + middle).mul_((mean / (shape + mean)).float()).div_(1 + middle).log_()
-    if (gap > 1).any():
+    if nodes.sparse:
         bend = (alpha + middle).square_().reciprocal_() - (1 + middle).square_().reciprocal_()
         ratio = ratio.sub_(bend.mul_((gap.square() - 1) / 24)).mul_(gap)
     torch.mm(_up_to(gap), ratio, out=result[1:])
@@ -296,15 +306,16 @@ class _SumOfCounts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, mean: Tensor, shape: Tensor, number: Tensor, gap: Tensor, log: Tensor) -> Tensor:
+    def forward(ctx: Any, mean: Tensor, shape: Tensor, nodes: _Nodes, log: Tensor) -> Tensor:
         """Give one number a pixel."""
         most = log.amax(0)
         share = (log - most).exp_()
         total = share.sum(0)
         if any(ctx.needs_input_grad):
+            gap = nodes.gap
             more = torch.mm(_up_to(gap).T, share[1:].div_(total)).mul_(gap)
-            each = (number[:-1] + (gap - 1) / 2).add_(shape.float()).reciprocal_()
-            if (gap > 1).any():
+            each = (nodes.middle + shape.float()).reciprocal_()
+            if nodes.sparse:
                 each = each.addcmul_(each**3, (gap.square() - 1) / 12)
             ctx.save_for_backward(mean, shape, more.sum(0), each.mul_(more).sum(0))
         return most + total.log()
@@ -314,7 +325,7 @@ class _SumOfCounts(torch.autograd.Function):
         """Give those of mean and shape."""
         mean, shape, more, digammas = ctx.saved_tensors
         slope = more / (shape + mean)
-        return slope * shape / mean * gradients[0], (digammas - slope) * gradients[0], None, None, None
+        return slope * shape / mean * gradients[0], (digammas - slope) * gradients[0], None, None
 
 
 def _spread(first: Tensor, last: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -332,9 +343,12 @@ def _spread(first: Tensor, last: Tensor, most: int) -> tuple[Tensor, Tensor, Ten
     return number.addcmul_(bend, k * (k - 1) / 2), (1 + bend * k)[:-1], stands_for
 
 
-def _most_electrons(mean: Tensor, shape: Tensor) -> Tensor:
-    """Give the number beyond which a negative binomial has nothing left; its tail is as exp(−n/(m/α + 1))."""
-    return mean + 6 * (mean + mean.square() / shape).sqrt() + 8 * (mean / shape + 1)
+def _most_electrons(mean: Tensor, shape: Tensor, share: float = 1.0) -> Tensor:
+    """Give the number beyond which a negative binomial has nothing left; its tail is as exp(−n/(m/α + 1)).
+
+    Or what lies a `share` of the way there from its mean.
+    """
+    return mean + share * (6 * (mean + mean.square() / shape).sqrt() + 8 * (mean / shape + 1))
 
 
 def _around_peak(
@@ -357,26 +371,30 @@ def _around_peak(
     tail = (mean / (shape + mean)).log()
     low, high = torch.zeros_like(most), most
     n = torch.minimum(start.clamp(min=0), most)
+
+    def rise(n: Tensor) -> Tensor:  # of the prior, but for `tail`
+        return ((shape + n) / (n + 1)).log()
+
+    def sharpness(n: Tensor) -> Tensor:  # by which that falls
+        return 1 / (n + 1) - 1 / (n + shape)
+
+    def reach(n: Tensor) -> Tensor:
+        return REACH / (1 / width(n) + sharpness(n).clamp(min=0)).sqrt()
+
     for _ in range(NEWTON_STEPS):
-        climb = data(n) + tail + torch.log((shape + n) / (n + 1))
+        climb = data(n) + tail + rise(n)
         rising, noise = climb > 0, width(n)
         low, high = torch.where(rising, n, low), torch.where(rising, high, n)
-        bend = 1 / noise + 1 / (n + 1) - 1 / (n + shape)
+        bend = 1 / noise + sharpness(n)
         step = climb / bend
         step = noise * torch.expm1(step / noise) if amplified else step
         n = torch.where(bend > 0, n + step, (low + high) / 2).clamp(low, high)
-
-    def reach(n: Tensor) -> Tensor:
-        sharper = (1 / (n + 1) - 1 / (n + shape)).clamp(min=0)
-        return REACH / (1 / width(n) + sharper).sqrt()
-
-    below = reach(n)
-    above = below
+    above = below = reach(n)
     if not amplified:  # of few electrons the prior is sharper than of more; of more than these it has none
-        end = mean + 3 * (mean + mean.square() / shape).sqrt() + 4 * (mean / shape + 1)
+        end = _most_electrons(mean, shape, 0.5)
         above = torch.maximum(below, torch.minimum(reach(n + below), end - n))
     # From a peak at 0 it may fall faster than the readout alone would.
-    fall = -(data(n) + tail + torch.log((shape + n) / (n + 1)).clamp(min=0))
+    fall = -(data(n) + tail + rise(n).clamp(min=0))
     return n, n - below, n + torch.minimum(above, 3 + NEGLIGIBLE / fall.clamp(min=1e-3))
 
 
@@ -391,15 +409,16 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     square = noise.square()
     climb = (shape * mean / (shape + mean)).log().clamp(min=0)  # the prior's, at most
     light, width, half = z.float(), square.float(), step / 2
-    sigma = (noise.square() - step**2 / 12).clamp(min=(QUIET / 2) ** 2).sqrt().float()
+    alone = (square - step**2 / 12).clamp(min=(QUIET / 2) ** 2).float()
+    sigma = alone.sqrt()
 
     def data(n: Tensor) -> Tensor:  # within a step nearly all n read alike, beyond it the noise alone is left
         inside = (light - n).clamp(-half, half)
-        return inside / width + (light - n - inside) / sigma.square()
+        return inside / width + (light - n - inside) / alone
 
     peak, first, last = _around_peak(
         data,
-        lambda n: torch.where((light - n).abs() > half, sigma.square(), width),
+        lambda n: torch.where((light - n).abs() > half, alone, width),
         False,
         light,
         z.clamp(min=0) + square * climb + 1,
@@ -417,10 +436,10 @@ def _plain_readout(z: Tensor, variance: Tensor, readout: Readout, mean: Tensor, 
     last = last.clamp(min=0)
     most = min(NODES, math.ceil(min(2.4 * REACH * float(noise.max()), NODES)) + 3)
     number, gap, stands_for = _spread(first, last, most)
-    log_readout = _log_normal(z.float() - number, sigma, step)
+    log_readout = _log_normal(light - number, sigma, step)
     unclipped = number
     if hidden.any():
-        below = (readout.lowest + step / 2 - number) / sigma
+        below = (readout.lowest + half - number) / sigma
         log_readout = torch.where(hidden, log_ndtr(below), log_readout)
         unclipped = torch.where(hidden, number - sigma * _mills(below), number)
     return _Nodes(number, gap, log_readout + stands_for.log(), unclipped)
