@@ -13,7 +13,9 @@ frame on average):
 - `likelihood`: every noise model behind an sCMOS camera (read noise 1.5 photons), in a tenth of the light,
   where the camera has no offset and so cuts the noise off at 0, and behind EM gain;
 - `neighbours`: frames before and after that the network sees, where molecules last 1, 3 or 10 frames at an
-  equal number of molecules and photons in a frame.
+  equal number of molecules and photons in a frame;
+- `hot pixels`: one pixel in 500 has a dark current of 20 to 1000 electrons a frame, left so or replaced,
+  with a network trained on the movie and with the single-molecule model that ships.
 
     python benchmarks/denoising_ablations.py --steps 800 --only camera
 
@@ -23,14 +25,17 @@ from there. Without --only it fills all that is missing.
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from camera_estimate import truth as camera_truth
 from cells import Cells, budget, mean_psnr, parse, shared_data
 
 from fiji_bridge import Camera, denoise, open_stack, simulate, train
+from fiji_bridge.denoising import prediction, training
 from fiji_bridge.denoising.training import DEFAULT_ENGINE
 from fiji_bridge.engines import NOISE_MODELS
 from fiji_bridge.evaluation.image_quality import psnr
@@ -49,6 +54,8 @@ CAMERAS = {
     "EM gain": (SCMOS.replace(photons_per_adu=4.0, em_gain=300.0, read_noise=15.0), 0.3),
 }
 FRAMES, SIDE = 60, 96
+HOT = 500
+"""Of how many pixels one is hot."""
 
 
 @cache
@@ -100,11 +107,31 @@ def on_movie(
     known, _ = CAMERAS[camera]
     began = time.monotonic()
     model = train(counts, camera=known, engine=engine or DEFAULT_ENGINE, neighbours=neighbours, **budget)
-    minutes = (time.monotonic() - began) / 60
-    found = known.to_photons(denoise(counts, model).to_numpy())
+    return score(counts, light, model, known, (time.monotonic() - began) / 60)
+
+
+def score(
+    counts: np.ndarray, light: np.ndarray, model: object, known: Camera, minutes: float
+) -> dict[str, str]:
+    found = known.to_photons(denoise(counts, model, camera=known).to_numpy())
     scale = float(np.mean(light.max(axis=(1, 2)) - light.min(axis=(1, 2))))
     scores = [psnr(image, true, scale) for image, true in zip(found, light, strict=True)]
     return {"psnr_db": f"{np.mean(scores):.2f}", "minutes": f"{minutes:.1f}"}
+
+
+def with_hot_pixels(shipped: str | None, hot: bool, replaced: bool, **budget: float | None) -> dict[str, str]:
+    counts, light = movie("sCMOS", 1)
+    rng, number = np.random.default_rng(0), SIDE**2 // HOT if hot else 0
+    at = np.unravel_index(rng.choice(SIDE**2, number, replace=False), (SIDE, SIDE))
+    counts = counts.copy()
+    counts[:, *at] += rng.poisson(10 ** rng.uniform(1.3, 3, number), (FRAMES, number)).astype(counts.dtype)
+    began = time.monotonic()
+    with ExitStack() as left:
+        if not replaced:
+            for module in (training, prediction):
+                left.enter_context(patch.object(module, "repaired", lambda stack, camera: (stack, 0)))
+        model = shipped or train(counts, camera=SCMOS, **budget)
+        return score(counts, light, model, SCMOS, (time.monotonic() - began) / 60)
 
 
 def variants() -> list[tuple[str, str, str, Callable[..., dict[str, str]], tuple[object, ...]]]:
@@ -125,6 +152,9 @@ def variants() -> list[tuple[str, str, str, Callable[..., dict[str, str]], tuple
             rows.append(
                 ("neighbours", str(neighbours), data, on_movie, ("sCMOS", lifetime, None, neighbours))
             )
+    for variant, shipped in (("trained on it", None), ("single-molecule", "single-molecule")):
+        for data, hot, replaced in (("none", False, True), ("left", True, False), ("replaced", True, True)):
+            rows.append(("hot pixels", variant, data, with_hot_pixels, (shipped, hot, replaced)))
     return rows
 
 

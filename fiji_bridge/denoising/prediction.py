@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.denoising.baselines import Baseline
+from fiji_bridge.denoising.defects import repaired
 from fiji_bridge.denoising.model import MAPS, Model, fingerprint, has_bfloat16, load_model, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
 from fiji_bridge.denoising.noise_models.protocol import outliers
@@ -59,7 +60,8 @@ def denoise(
     Parameters
     ----------
     stack
-        What `open_stack` takes, or an opened stack. Channels and z are denoised apart.
+        What `open_stack` takes, or an opened stack. Channels and z are denoised apart. Hot and dead pixels of
+        movies are replaced (`defects.repaired`).
     model
         From `train` or `load_model`, or what `load_model` takes: a file, or the name of a model that ships.
     camera
@@ -85,7 +87,7 @@ def denoise(
     xarray.DataArray
         float32 in the units of the input (A/D counts, offset included), of the same dimensions and
         attributes; read lazily from `out` where that is given, in memory otherwise. Where the model does not
-        fit the stack, ``attrs["warnings"]`` says so.
+        fit the stack, or pixels of it were replaced, ``attrs["warnings"]`` says so.
 
     Raises
     ------
@@ -108,14 +110,15 @@ def denoise(
     if out is not None:
         maps = camera.map_files.values() if camera else ()
         check_kept([*files_of(opened), *maps], {f"out={out}": out})
+    mended, replaced = repaired(opened, camera or model.camera)
     camera = model.assumed_camera or camera or model.camera
     whitening = model.whitening
     if camera is None or model.for_any_camera:
-        estimate = noise_of(opened, camera, progress)
+        estimate = noise_of(mended, camera, progress)
         camera = camera or estimate.camera
         if model.for_any_camera:
-            whitening = undo_sharing(estimate, opened)
-    seen, own = whitening.whiten(opened), whitening.camera(camera)
+            whitening = undo_sharing(estimate, mended)
+    seen, own = whitening.whiten(mended), whitening.camera(camera)
     where = choose_device(device)
     judge, doubts = None, []
     if isinstance(model, Model):
@@ -150,11 +153,12 @@ def denoise(
         result = xr.zeros_like(opened, dtype=np.float32).compute()
         for position, first, frames in blocks():
             result[{**position, "t": slice(first, first + len(frames))}] = frames
-        return _with_warning(result, doubts, opened)
+        return _with_warnings(result, doubts, replaced, opened)
     with StackWriter(out, opened, dtype="float32") as writer:
         for position, first, frames in blocks():
             writer.write(first, frames, **position)
-    return _with_warning(open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm")), doubts, opened)
+    written = open_stack(out, pixel_size_nm=opened.attrs.get("pixel_size_nm"))
+    return _with_warnings(written, doubts, replaced, opened)
 
 
 def _trained_on(model: Model, camera: Camera, stack: xr.DataArray) -> bool:
@@ -166,15 +170,22 @@ def _trained_on(model: Model, camera: Camera, stack: xr.DataArray) -> bool:
     return same and fingerprint(stack) in str(model.details.get("trained_on"))
 
 
-def _with_warning(result: xr.DataArray, doubts: list[float], stack: xr.DataArray) -> xr.DataArray:
-    """Say in the attributes of a result whether the model did not fit the stack."""
-    attrs = {name: value for name, value in result.attrs.items() if name != "warnings"}
+def _with_warnings(
+    result: xr.DataArray, doubts: list[float], replaced: int, stack: xr.DataArray
+) -> xr.DataArray:
+    """Say in the attributes of a result whether the model did not fit the stack, and pixels were replaced."""
+    source, warnings = stack.attrs.get("source", "the stack"), []
     if max(doubts, default=0.0) >= WARNED:
-        attrs["warnings"] = [
-            f"The model does not fit {stack.attrs.get('source', 'the stack')}: what it expects of a pixel is"
-            f" wrong by {max(doubts):.0%}, so it was trusted less than the pixel itself; train on this stack."
-        ]
-    result.attrs = attrs
+        warnings.append(
+            f"The model does not fit {source}: what it expects of a pixel is wrong by {max(doubts):.0%}, so"
+            " it was trusted less than the pixel itself; train on this stack."
+        )
+    if replaced:
+        pixels = "1 hot or dead pixel" if replaced == 1 else f"{replaced:,} hot or dead pixels"
+        warnings.append(f"In {source} {pixels} stood out in all frames; what stands there is interpolated.")
+    result.attrs = {name: value for name, value in result.attrs.items() if name != "warnings"}
+    if warnings:
+        result.attrs["warnings"] = warnings
     return result
 
 

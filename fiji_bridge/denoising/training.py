@@ -18,6 +18,7 @@ from fiji_bridge.camera import Camera
 from fiji_bridge.camera_estimation import estimate_camera
 from fiji_bridge.denoising.baselines import BASELINES, Baseline
 from fiji_bridge.denoising.crops import SMALLEST, Batch, CropPool
+from fiji_bridge.denoising.defects import repaired
 from fiji_bridge.denoising.model import (
     Model,
     denoiser_class,
@@ -100,6 +101,7 @@ def train(
 ) -> Model | Baseline:
     """Train a blind-spot network on noisy stacks, the very ones it will denoise.
 
+    Hot and dead pixels of movies are replaced first (`defects.repaired`).
     Random crops with signal are turned and mirrored and shown with less light; Muon and Adam follow the
     likelihood of each pixel given its surroundings (equation 4 of the Gamma-Poisson paper), and an average of
     the weights is kept. Some blocks of pixels are never trained on: when their likelihood stops improving, or
@@ -190,13 +192,15 @@ def train(
     if max_minutes is None:
         max_minutes = math.inf if steps is not None else 10.0
     where, camera = choose_device(device), Camera.of(camera)
-    opened = _open(stacks)
+    given = _open(stacks)
     aims = None if targets is None else _open(targets)
-    _check_targets(engine, opened, aims)
+    _check_targets(engine, given, aims)
     whitening = Whitening()
     if model is not None:
         camera, whitening = camera or model.camera, model.whitening
         neighbours, blind_radius = model.network.neighbours, model.network.blind_radius
+    opened = [repaired(stack, camera)[0] for stack in given]
+    aims = aims and [repaired(stack, camera)[0] for stack in aims]
     if engine in BASELINES:
         camera = camera or estimate_camera(opened[0], progress=progress).camera
         return BASELINES[engine].train(
@@ -252,7 +256,7 @@ def train(
     balanced, ratio = _balance(run.best, noise, pool, progress)
     report |= {"trivial_nll": trivial, "collapsed": failures, "held_out_mean_ratio": ratio}
     source = ", ".join(str(stack.attrs.get("source", "array")) for stack in opened)
-    details = describe(source, report["steps"]) | {"trained_on": [fingerprint(stack) for stack in opened]}
+    details = describe(source, report["steps"]) | {"trained_on": [fingerprint(stack) for stack in given]}
     return Model(run.best.cpu(), balanced, camera, report, details, whitening)
 
 

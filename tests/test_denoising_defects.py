@@ -1,0 +1,111 @@
+from itertools import product
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from fiji_bridge import Camera, FijiBridgeError, denoise, open_stack, train
+from fiji_bridge.denoising.defects import repaired
+from fiji_bridge.simulation import expected_photons
+
+CAMERA = Camera(offset=100.0, photons_per_adu=0.5, read_noise=1.6)
+PLACES = [(0, 0), (3, 47), (20, 20), (20, 21), (30, 10), (47, 30)]
+"""Corners, edges and two side by side."""
+
+
+def recorded(light: np.ndarray, frames: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    electrons = rng.poisson(light, (frames, *light.shape)) + rng.normal(0, 1.6, (frames, *light.shape))
+    return np.rint(100 + 2 * electrons).clip(0).astype(np.uint16)
+
+
+def beads(sigma: float, photons: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    x, y = (grid + rng.uniform(-0.5, 0.5, 16) for grid in np.mgrid[6:48:12, 6:48:12].reshape(2, -1))
+    bright = np.full(16, photons) * rng.uniform(0.3, 1.7, 16)
+    return 5 + expected_photons(x + 0.5, y + 0.5, np.full(16, sigma), bright, (48, 48))
+
+
+@pytest.mark.parametrize("change", [700, 5000, -100])
+def test_hot_and_dead_pixels_are_found_and_interpolated(change: int) -> None:
+    light = np.full((48, 48), 50.0) if change < 0 else beads(1.3, 600.0)
+    counts = recorded(light, 30)
+    broken = counts.astype(int)
+    for y, x in PLACES:
+        broken[:, y, x] += change
+    mended, number = repaired(open_stack(broken.clip(0).astype(np.uint16)), None)
+    assert (number, mended.dtype) == (len(PLACES), np.uint16)
+    values = mended.to_numpy()
+    at = tuple(np.transpose(PLACES))
+    others = np.ones((48, 48), bool)
+    others[at] = False
+    np.testing.assert_array_equal(values[:, others], counts[:, others])
+    expected = 100 + 2 * light[at]
+    assert np.all(np.abs(values[:, *at].mean(0) - expected) < 4 + 0.25 * (expected - 100))
+
+
+def test_whole_columns_are_replaced() -> None:
+    counts = recorded(np.full((48, 48), 20.0), 30)
+    counts[:, :, 17] += 200
+    mended, number = repaired(open_stack(counts), None)
+    assert number == 48
+    assert abs(mended.to_numpy()[:, :, 17].mean() - 140) < 1
+
+
+@pytest.mark.parametrize(("sigma", "photons"), list(product((0.5, 0.8, 1.5), (20.0, 200.0, 5000.0))))
+def test_light_is_left_alone(sigma: float, photons: float) -> None:
+    for frames in (8, 60):
+        stack = open_stack(recorded(beads(sigma, photons, frames), frames))
+        assert repaired(stack, None) == (stack, 0)
+
+
+def test_blinking_molecules_are_left_alone() -> None:
+    rng = np.random.default_rng(1)
+    on = rng.random(12) < 0.3
+    frames = [recorded(beads(0.6, 3000.0 * on[i], i), 1, i) for i in range(12)]
+    assert repaired(open_stack(np.concatenate(frames)), None)[1] == 0
+
+
+def test_each_channel_has_its_own() -> None:
+    counts = np.stack([recorded(np.full((40, 48), 20.0), 20, seed) for seed in (0, 1)], axis=1)
+    broken = counts.copy()
+    broken[:, 1, 5, 9] += 400
+    stack = open_stack(xr.DataArray(broken, dims=("t", "c", "y", "x"))).chunk({"t": 7})
+    mended, number = repaired(stack, None)
+    assert number == 1
+    assert (mended.dims, mended.attrs) == (stack.dims, stack.attrs)
+    np.testing.assert_array_equal(mended[:, 0], counts[:, 0])
+    assert abs(float(mended[:, 1, 5, 9].mean()) - 140) < 8
+    assert abs(float(mended[9:11, 1, 5, 9].mean()) - 140) < 30
+
+
+def test_few_frames_or_maps_leave_all_as_it_is() -> None:
+    counts = recorded(np.full((48, 48), 20.0), 20)
+    counts[:, 5, 9] += 400
+    for stack, camera in (
+        (open_stack(counts[:7]), None),
+        (open_stack(counts), CAMERA.replace(offset_map=np.full((48, 48), 100.0, np.float32))),
+        (open_stack(np.zeros((20, 48, 48))), None),
+        (open_stack(counts[:, :4]), None),
+    ):
+        assert repaired(stack, camera) == (stack, 0)
+
+
+def test_a_denoised_movie_has_no_hot_pixels() -> None:
+    counts = recorded(beads(1.3, 300.0), 24)
+    broken = counts.copy()
+    broken[:, 20, 25] += 500
+    for model in (train(broken, camera=CAMERA, steps=30), "single-molecule"):
+        denoised = denoise(broken, model, camera=CAMERA)
+        assert denoised.attrs["warnings"][-1].startswith("In array 1 hot or dead pixel stood out")
+        clean = denoise(counts, model, camera=CAMERA)
+        assert "hot" not in str(clean.attrs)
+        near = (slice(None), slice(15, 26), slice(20, 31))
+        assert float(np.abs(denoised - clean)[near].max()) < 12
+
+
+def test_frames_that_are_not_finite_are_still_named() -> None:
+    counts = recorded(np.full((48, 48), 20.0), 20).astype(np.float32)
+    counts[4, 3, 3] = np.nan
+    with pytest.raises(FijiBridgeError, match="NaN or infinite values in frame 5"):
+        denoise(counts, "single-molecule", camera=CAMERA)
