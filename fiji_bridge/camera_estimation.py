@@ -187,19 +187,21 @@ def estimate_camera(
     FijiBridgeError
         If the frames are smaller than two patches, or hold NaN or one value only.
     """
+    from fiji_bridge.defects import defective, replaced
     from fiji_bridge.stack import open_stack, positions
 
     stack = open_stack(stack)
     name = stack.attrs.get("source", "the stack")
     parts = [part for _, part in positions(stack)]
     chosen = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_POSITIONS)).astype(int))
-    movies = []
-    for part in (parts[i] for i in chosen):
-        frames = sample_frames(part, max(2, MOST_FRAMES // len(chosen)))
-        movies.append((frames, 1 if len(frames) == part.sizes["t"] else 2))
-    frames = np.concatenate([movie for movie, _ in movies])
+    samples = [sample_frames(parts[i], max(2, MOST_FRAMES // len(chosen))) for i in chosen]
+    frames = np.concatenate(samples)
     _require_noise(frames, name)
     levels = _levels(frames)
+    movies = [
+        (replaced(sample, defective(sample)), 1 if len(sample) == parts[i].sizes["t"] else 2)
+        for i, sample in zip(chosen, samples, strict=True)
+    ]
     line, method = _find_line(movies, levels, progress or silent)
     return _judge(line, method, levels, pixel_size_nm or stack.attrs.get("pixel_size_nm"), name)
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -142,6 +142,19 @@ def frame_blocks(stack: "xr.DataArray", frames: int | None = None) -> Iterator[t
                 f"{_name(stack)} has NaN or infinite values in frame {frame}; leave that frame out."
             )
         yield first, block
+
+
+def seen_through(stack: "xr.DataArray", view: Callable[[Any], Any]) -> "xr.DataArray":
+    """Give an opened stack of which `view` shows the data otherwise, of the same shape and type.
+
+    Underneath dask, as each format's reader is, so that a single frame is still read alone.
+    """
+    opened = _OPENED.get(getattr(stack.data, "name", ""))
+    data = stack.data if opened is None else opened
+    guarded = _Guarded(view(data), _name(stack), getattr(data, "stored", 1))
+    lazy = _lazy(guarded)
+    _OPENED[lazy.name] = guarded
+    return stack.copy(data=lazy)
 
 
 def write_stack(

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from fiji_bridge.camera import Camera
+from fiji_bridge.defects import repaired
 from fiji_bridge.denoising.baselines import Baseline
-from fiji_bridge.denoising.defects import repaired
 from fiji_bridge.denoising.model import MAPS, Model, fingerprint, has_bfloat16, load_model, readout_of
 from fiji_bridge.denoising.network import BlindSpotNetwork, neighbouring
 from fiji_bridge.denoising.noise_models.protocol import outliers
@@ -61,7 +61,7 @@ def denoise(
     ----------
     stack
         What `open_stack` takes, or an opened stack. Channels and z are denoised apart. Hot and dead pixels of
-        movies are replaced (`defects.repaired`).
+        movies are replaced (`defects.defective`).
     model
         From `train` or `load_model`, or what `load_model` takes: a file, or the name of a model that ships.
     camera

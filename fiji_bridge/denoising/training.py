@@ -16,9 +16,9 @@ from torch.nn.functional import conv2d
 
 from fiji_bridge.camera import Camera
 from fiji_bridge.camera_estimation import estimate_camera
+from fiji_bridge.defects import repaired
 from fiji_bridge.denoising.baselines import BASELINES, Baseline
 from fiji_bridge.denoising.crops import SMALLEST, Batch, CropPool
-from fiji_bridge.denoising.defects import repaired
 from fiji_bridge.denoising.model import (
     Model,
     denoiser_class,
@@ -101,7 +101,7 @@ def train(
 ) -> Model | Baseline:
     """Train a blind-spot network on noisy stacks, the very ones it will denoise.
 
-    Hot and dead pixels of movies are replaced first (`defects.repaired`).
+    Hot and dead pixels of movies are replaced first (`defects.defective`).
     Random crops with signal are turned and mirrored and shown with less light; Muon and Adam follow the
     likelihood of each pixel given its surroundings (equation 4 of the Gamma-Poisson paper), and an average of
     the weights is kept. Some blocks of pixels are never trained on: when their likelihood stops improving, or
