@@ -16,8 +16,9 @@ from fiji_bridge.denoising.noise_models.protocol import Readout, narrowing, scal
 
 NODES, EM_NODES, CENSORED_NODES = 24, 32, 64
 """Most numbers of electrons to sum over, without EM gain, with it, and for saturated pixels."""
-REACH = 5.0
-"""How far the numbers of electrons reach to either side of a reading [standard deviations]."""
+REACH, EM_REACH = 4.0, 5.0
+"""How far the numbers of electrons reach to either side of a reading, and so with EM gain, which has tails
+[standard deviations]."""
 QUIET = 0.1
 """Noise [photons] below which a reading is the number of electrons itself, whole or not."""
 EM_QUIET = 0.05
@@ -28,8 +29,8 @@ FINE = 0.5
 """Steps of rounding, over the read noise, up to which a series gives the chance to be rounded to each."""
 STEEP = 3.0
 """By how many nats the density may change over a step for that."""
-NEWTON_STEPS = 8
-"""Steps in search of the most probable number of electrons."""
+NEWTON_STEPS, NEAR_PEAK = 8, 0.1
+"""Most steps in search of the most probable number of electrons, and the last [widths of the peak]."""
 DOUBLINGS = 40
 """Doublings or halvings that find the posterior's maximum from its mean, and halvings of what is between."""
 DARK = 1e-9
@@ -370,7 +371,7 @@ def _around_peak(
     mean, shape, start, most = (values.float() for values in (*prior, start, most))
     tail = (mean / (shape + mean)).log()
     low, high = torch.zeros_like(most), most
-    n = torch.minimum(start.clamp(min=0), most)
+    n, found = torch.minimum(start.clamp(min=0), most), torch.zeros_like(most, dtype=torch.bool)
 
     def rise(n: Tensor) -> Tensor:  # of the prior, but for `tail`
         return ((shape + n) / (n + 1)).log()
@@ -379,7 +380,7 @@ def _around_peak(
         return 1 / (n + 1) - 1 / (n + shape)
 
     def reach(n: Tensor) -> Tensor:
-        return REACH / (1 / width(n) + sharpness(n).clamp(min=0)).sqrt()
+        return (EM_REACH if amplified else REACH) / (1 / width(n) + sharpness(n).clamp(min=0)).sqrt()
 
     for _ in range(NEWTON_STEPS):
         climb = data(n) + tail + rise(n)
@@ -388,7 +389,11 @@ def _around_peak(
         bend = 1 / noise + sharpness(n)
         step = climb / bend
         step = noise * torch.expm1(step / noise) if amplified else step
-        n = torch.where(bend > 0, n + step, (low + high) / 2).clamp(low, high)
+        step = torch.where(bend > 0, n + step, (low + high) / 2).clamp(low, high) - n
+        n = torch.where(found, n, n + step)  # so that no pixel depends on how long others take
+        found = found | (step.square() * bend.abs() < NEAR_PEAK**2)
+        if found.all():
+            break
     above = below = reach(n)
     if not amplified:  # of few electrons the prior is sharper than of more; of more than these it has none
         end = _most_electrons(mean, shape, 0.5)
