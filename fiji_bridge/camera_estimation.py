@@ -195,11 +195,12 @@ def estimate_camera(
     parts = [part for _, part in positions(stack)]
     chosen = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_POSITIONS)).astype(int))
     samples = [sample_frames(parts[i], max(2, MOST_FRAMES // len(chosen))) for i in chosen]
+    samples = [replaced(sample, defective(sample)) for sample in samples]
     frames = np.concatenate(samples)
     _require_noise(frames, name)
     levels = _levels(frames)
     movies = [
-        (replaced(sample, defective(sample)), 1 if len(sample) == parts[i].sizes["t"] else 2)
+        (sample, 1 if len(sample) == parts[i].sizes["t"] else 2)
         for i, sample in zip(chosen, samples, strict=True)
     ]
     line, method = _find_line(movies, levels, progress or silent)

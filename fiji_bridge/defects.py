@@ -1,13 +1,14 @@
-"""Hot and dead pixels of movies, found and replaced before a camera is estimated or a network sees them.
+"""Hot pixels of movies, found and replaced before a camera is estimated or a network sees them.
 
 A network takes such a pixel for light: one trained on other images spreads it over its neighbours, one
 trained on the movie itself learns to leave it as it is, and either way it is found as a molecule.
 """
 
-from itertools import product
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.ndimage import minimum_filter
 
 from fiji_bridge.stack import positions, seen_through
 from fiji_bridge.stack_formats.recording import padded
@@ -17,23 +18,29 @@ if TYPE_CHECKING:
 
     from fiji_bridge.camera import Camera
 
-FEWEST, MOST = 8, 100
-"""Frames without which a pixel is not known to be always so, and frames looked at, spread over a movie."""
-STANDS_OUT = 2.0
-"""How far a defective pixel is from its surroundings, in standard deviations of a single reading."""
+FEWEST, MOST = 16, 100
+"""Frames without which a pixel is not known to be hot throughout, and frames looked at, spread evenly."""
 SHARPNESS = 8.0
-"""How many times further than its neighbours. Light is not so sharp: of a PSF of 0.5 pixels 5 times."""
+"""How many times brighter than its neighbours. Light is at most 4.3 times, through a PSF of a sigma of 0.5
+pixels, and 7.5 times of 0.4."""
+STANDS_OUT = 1.0
+"""How much brighter at least, in standard deviations of a single reading."""
 SURE = 2.0
-"""By how many standard errors a neighbour may be further than it seems."""
+"""By how many standard errors neighbours may be brighter than they seem."""
+LINE = 0.5
+"""Share of hot pixels from which all of a row or column is hot."""
+PATTERN = 0.05
+"""Share of hot pixels above which they are a pattern of the sensor, such as a colour mosaic."""
+TOGETHER = 2**25
+"""Pixels to read together."""
 
 NEAREST = [(0, -1), (0, 1), (-1, 0), (1, 0), (-1, -1), (-1, 1), (1, -1), (1, 1)]
 SMOOTH = np.array([0.5] * 4 + [-0.25] * 4)
 """Weights of these places that give the middle of any surface of third order."""
-RING = [(dy, dx) for dy, dx in product(range(-2, 3), repeat=2) if max(abs(dy), abs(dx)) == 2]
 
 
 def repaired(stack: "xr.DataArray", camera: "Camera | None") -> "tuple[xr.DataArray, int]":
-    """Replace hot and dead pixels of a stack, each channel and z apart; see `defective` and `replaced`.
+    """Replace hot pixels of a stack, each channel and z apart; see `defective` and `replaced`.
 
     Parameters
     ----------
@@ -55,46 +62,71 @@ def repaired(stack: "xr.DataArray", camera: "Camera | None") -> "tuple[xr.DataAr
 
 
 def defective(series: Any) -> np.ndarray:
-    """Find hot and dead pixels of a movie.
+    """Find hot pixels of a movie.
 
-    They are those whose mean over time differs from the surroundings by more than `STANDS_OUT` standard
-    deviations of the readings there, and by `SHARPNESS` times as much as the third of its neighbours does: no
-    lens makes a point of light so sharp (the idea of L.A.Cosmic, van Dokkum, PASP 113, 1420, 2001). As two
-    neighbours may be defective too, whole columns are found.
+    An image is light through a lens, a sum of copies of its PSF over some background. If one of these, a
+    Gaussian sampled or integrated at pixels, is centred on a pixel or beside it, then the mean of the pixels
+    left and right of it has some share of its light at least, wherever it is centred, and so has the mean of
+    those above and below; hence so has any sum of them. A pixel that is brighter than one of these means by
+    more than `SHARPNESS` times saw no such light (as for cosmic rays in L.A.Cosmic: van Dokkum, PASP 113,
+    1420, 2001). So are single rows and columns of hot pixels; the outermost pixels of an image are judged
+    only as the ends of these.
 
     Parameters
     ----------
     series
-        (t, y, x), an array or an opened stack, of which `MOST` frames are read. With less than `FEWEST`
-        frames no pixel is known to be defective.
+        (t, y, x), an array or an opened stack, of which `MOST` frames are read. A pixel must be hot in both
+        halves of them; with less than `FEWEST` frames none is known to be.
 
     Returns
     -------
     numpy.ndarray
         (y, x), true where a pixel is.
     """
-    frames, height, width = series.shape
-    if frames < FEWEST or min(height, width) < 5:
-        return np.zeros((height, width), bool)
+    frames, *size = series.shape
+    hot = np.zeros(size, bool)
+    if frames < FEWEST or min(size) < 3:
+        return hot
     numbers = np.unique(np.linspace(0, frames - 1, MOST).astype(int))
-    start = np.asarray(series[0], np.float32)  # near the mean, so that squares keep their digits
-    total, squares = np.zeros_like(start), np.zeros_like(start)
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is named by whoever reads all frames
-        for number in numbers:
-            change = np.asarray(series[int(number)], np.float32) - start
-            total += change
-            squares += change**2
-        mean = start + total / len(numbers)
-        variance = (squares - total**2 / len(numbers)) / (len(numbers) - 1)
-        noise = np.sqrt(_sorted(variance, NEAREST)[3:5].mean(0).clip(0))
-        doubt = SURE * noise / len(numbers) ** 0.5
-        near, level = _sorted(mean, NEAREST), _sorted(mean, RING)[7:9].mean(0)
-        found = np.zeros((height, width), bool)
-        for sign, third in ((1, near[5]), (-1, near[2])):
-            apart, beside = sign * (mean - level), sign * (third - level)
-            sharp = apart > SHARPNESS * np.maximum(beside + doubt, 0)
-            found |= sharp & (apart > STANDS_OUT * noise) & (noise > 0)
-    return found
+        halves, variance = _statistics(series, numbers)
+        mean = np.mean(halves, axis=0)
+        dark = minimum_filter(mean, 5)
+        noise = np.sqrt(np.sort(_sides(variance), axis=0)[1:3].mean(0))
+        left, right, above, below = _sides(mean)
+        beside = np.minimum(left + right, above + below) / 2 - dark[1:-1, 1:-1]
+        doubt = SURE * noise / math.sqrt(2 * len(numbers))
+        apart = (mean - dark)[1:-1, 1:-1]
+        always = np.min(halves - dark, axis=0)[1:-1, 1:-1]
+        found = (apart > SHARPNESS * (beside + doubt)) & (apart > STANDS_OUT * noise) & (always > apart / 2)
+        hot[1:-1, 1:-1] = found & (noise > 0) & np.isfinite(apart)
+    hot |= (hot.mean(0) > LINE) | (hot.mean(1) > LINE)[:, None]
+    return hot if hot.mean() <= PATTERN else np.zeros_like(hot)
+
+
+def _statistics(series: Any, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the means (2, y, x) of every other of some frames and of the rest, and the variance of readings.
+
+    The variance from one frame to the next, so that what bleaches or moves slowly adds little.
+    """
+    start = before = np.asarray(series[0], np.float32)  # near the mean, so that sums keep their digits
+    sums, squares = np.zeros((2, *start.shape), np.float32), np.zeros_like(start)
+    each = max(1, TOGETHER // start.size)
+    for first in range(0, len(numbers), each):
+        some = numbers[first : first + each]
+        block = series[some] if isinstance(series, np.ndarray) else series.isel(t=some).to_numpy()
+        for place, frame in enumerate(np.asarray(block), first):
+            now = frame.astype(np.float32)
+            sums[place % 2] += now - start
+            squares += (now - before) ** 2
+            before = now
+    counts = np.array([len(numbers[half::2]) for half in (0, 1)], np.float32)
+    return start + sums / counts[:, None, None], squares / (2 * (len(numbers) - 1))
+
+
+def _sides(image: np.ndarray) -> np.ndarray:
+    """Give what is left of each pixel but those at the edges, right of it, above and below (4, y, x)."""
+    return np.stack([image[1:-1, :-2], image[1:-1, 2:], image[:-2, 1:-1], image[2:, 1:-1]])
 
 
 def replaced(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -136,11 +168,3 @@ class _Repaired:
         several = frames if frames.ndim > self._mask[tuple(places)].ndim else frames[None]
         result = replaced(several, self._mask[tuple(places)])
         return (result if several is frames else result[0])[..., rows, columns]
-
-
-def _sorted(image: np.ndarray, places: list[tuple[int, int]]) -> np.ndarray:
-    """Give what each pixel has at these places around it, in order (rank, y, x); edges mirror."""
-    height, width = image.shape
-    beyond = np.pad(image, 2, mode="reflect")
-    shown = [beyond[2 + dy : 2 + dy + height, 2 + dx : 2 + dx + width] for dy, dx in places]
-    return np.sort(np.stack(shown), axis=0)

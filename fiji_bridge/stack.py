@@ -152,7 +152,7 @@ def seen_through(stack: "xr.DataArray", view: Callable[[Any], Any]) -> "xr.DataA
     opened = _OPENED.get(getattr(stack.data, "name", ""))
     data = stack.data if opened is None else opened
     guarded = _Guarded(view(data), _name(stack), getattr(data, "stored", 1))
-    lazy = _lazy(guarded)
+    lazy = _lazy(guarded, stack.data.chunks if opened is None else None)
     _OPENED[lazy.name] = guarded
     return stack.copy(data=lazy)
 
@@ -304,11 +304,12 @@ def _labelled(data: Any, axes: str, pixel_size_nm: float | None, source: str) ->
     return _named(lazy, (*wanted.lower(), "y", "x"), attrs)
 
 
-def _lazy(guarded: _Guarded) -> Any:
+def _lazy(guarded: _Guarded, chunks: Any = None) -> Any:
     import dask.array as da
 
     meta = np.empty((0,) * guarded.ndim, guarded.dtype)
-    return da.from_array(guarded, chunks=_chunks(guarded, guarded.stored), name=False, meta=meta)
+    chunks = chunks or _chunks(guarded, guarded.stored)
+    return da.from_array(guarded, chunks=chunks, name=False, meta=meta)
 
 
 def _named(lazy: Any, dims: tuple[str, ...], attrs: dict[str, Any]) -> "xr.DataArray":

@@ -60,8 +60,8 @@ def denoise(
     Parameters
     ----------
     stack
-        What `open_stack` takes, or an opened stack. Channels and z are denoised apart. Hot and dead pixels of
-        movies are replaced (`defects.defective`).
+        What `open_stack` takes, or an opened stack. Channels and z are denoised apart. Hot pixels of movies
+        are replaced (`defects.defective`).
     model
         From `train` or `load_model`, or what `load_model` takes: a file, or the name of a model that ships.
     camera
@@ -181,8 +181,8 @@ def _with_warnings(
             " it was trusted less than the pixel itself; train on this stack."
         )
     if replaced:
-        pixels = "1 hot or dead pixel" if replaced == 1 else f"{replaced:,} hot or dead pixels"
-        warnings.append(f"In {source} {pixels} stood out in all frames; what stands there is interpolated.")
+        pixels = "1 hot pixel was" if replaced == 1 else f"{replaced:,} hot pixels were"
+        warnings.append(f"In {source} {pixels} found; what stands there now is interpolated.")
     result.attrs = {name: value for name, value in result.attrs.items() if name != "warnings"}
     if warnings:
         result.attrs["warnings"] = warnings

@@ -101,7 +101,7 @@ def train(
 ) -> Model | Baseline:
     """Train a blind-spot network on noisy stacks, the very ones it will denoise.
 
-    Hot and dead pixels of movies are replaced first (`defects.defective`).
+    Hot pixels of movies are replaced first (`defects.defective`).
     Random crops with signal are turned and mirrored and shown with less light; Muon and Adam follow the
     likelihood of each pixel given its surroundings (equation 4 of the Gamma-Poisson paper), and an average of
     the weights is kept. Some blocks of pixels are never trained on: when their likelihood stops improving, or

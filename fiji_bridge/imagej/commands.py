@@ -549,8 +549,8 @@ DENOISE = Command(
     "denoise",
     "Denoises a stack with a trained model or, without one, with a network that is first trained on this very"
     " stack.",
-    "The denoised stack as a 32-bit image in the input's units, with its calibration. Hot and dead pixels of"
-    " movies are interpolated.",
+    "The denoised stack as a 32-bit image in the input's units, with its calibration. Hot pixels of movies"
+    " are interpolated.",
     (
         INPUT,
         Parameter(
