@@ -27,6 +27,8 @@ STANDS_OUT = 1.0
 """How much brighter at least, in standard deviations of a single reading."""
 SURE = 2.0
 """By how many standard errors neighbours may be brighter than they seem."""
+AROUND = 9
+"""Side of the square whose darkest pixel has background alone [pixels]."""
 LINE = 0.5
 """Share of hot pixels from which all of a row or column is hot."""
 PATTERN = 0.05
@@ -69,8 +71,8 @@ def defective(series: Any) -> np.ndarray:
     left and right of it has some share of its light at least, wherever it is centred, and so has the mean of
     those above and below; hence so has any sum of them. A pixel that is brighter than one of these means by
     more than `SHARPNESS` times saw no such light (as for cosmic rays in L.A.Cosmic: van Dokkum, PASP 113,
-    1420, 2001). So are single rows and columns of hot pixels; the outermost pixels of an image are judged
-    only as the ends of these.
+    1420, 2001). So are single rows and columns of hot pixels; the outermost of an image are judged along its
+    edge, corners not at all.
 
     Parameters
     ----------
@@ -84,22 +86,20 @@ def defective(series: Any) -> np.ndarray:
         (y, x), true where a pixel is.
     """
     frames, *size = series.shape
-    hot = np.zeros(size, bool)
     if frames < FEWEST or min(size) < 3:
-        return hot
+        return np.zeros(size, bool)
     numbers = np.unique(np.linspace(0, frames - 1, MOST).astype(int))
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is named by whoever reads all frames
         halves, variance = _statistics(series, numbers)
         mean = np.mean(halves, axis=0)
-        dark = minimum_filter(mean, 5)
-        noise = np.sqrt(np.sort(_sides(variance), axis=0)[1:3].mean(0))
-        left, right, above, below = _sides(mean)
-        beside = np.minimum(left + right, above + below) / 2 - dark[1:-1, 1:-1]
+        dark = minimum_filter(mean, AROUND)
+        noise = np.sqrt(np.sort(_sides(np.pad(variance, 1, mode="edge")), axis=0)[1:3].mean(0))
+        left, right, above, below = _sides(np.pad(mean, 1, constant_values=np.inf))
+        beside = np.minimum(left + right, above + below) / 2 - dark
         doubt = SURE * noise / math.sqrt(2 * len(numbers))
-        apart = (mean - dark)[1:-1, 1:-1]
-        always = np.min(halves - dark, axis=0)[1:-1, 1:-1]
-        found = (apart > SHARPNESS * (beside + doubt)) & (apart > STANDS_OUT * noise) & (always > apart / 2)
-        hot[1:-1, 1:-1] = found & (noise > 0) & np.isfinite(apart)
+        apart, always = mean - dark, np.min(halves - dark, axis=0)
+        hot = (apart > SHARPNESS * (beside + doubt)) & (apart > STANDS_OUT * noise) & (always > apart / 2)
+        hot &= (noise > 0) & np.isfinite(apart)
     hot |= (hot.mean(0) > LINE) | (hot.mean(1) > LINE)[:, None]
     return hot if hot.mean() <= PATTERN else np.zeros_like(hot)
 
@@ -124,9 +124,9 @@ def _statistics(series: Any, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return start + sums / counts[:, None, None], squares / (2 * (len(numbers) - 1))
 
 
-def _sides(image: np.ndarray) -> np.ndarray:
-    """Give what is left of each pixel but those at the edges, right of it, above and below (4, y, x)."""
-    return np.stack([image[1:-1, :-2], image[1:-1, 2:], image[:-2, 1:-1], image[2:, 1:-1]])
+def _sides(framed: np.ndarray) -> np.ndarray:
+    """Give what is left of each pixel, right of it, above and below (4, y, x), of an image with a margin."""
+    return np.stack([framed[1:-1, :-2], framed[1:-1, 2:], framed[:-2, 1:-1], framed[2:, 1:-1]])
 
 
 def replaced(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ from fiji_bridge.defects import repaired
 from fiji_bridge.simulation import expected_photons
 
 CAMERA = Camera(offset=100.0, photons_per_adu=0.5, read_noise=1.6)
-PLACES = [(1, 1), (3, 46), (20, 20), (20, 21), (30, 10), (46, 30)]
-"""Near corners and edges, and two side by side."""
+PLACES = [(0, 1), (3, 47), (20, 20), (20, 21), (30, 10), (47, 30)]
+"""Edges, near a corner, and two side by side."""
 
 
 def recorded(light: np.ndarray, frames: int, seed: int = 0) -> np.ndarray:
