@@ -50,8 +50,10 @@ INPUT_IS_OUTPUT = 0.95
 """With more than this weight on a pixel's own value, the denoised image would be the raw one."""
 TOLERANCE = 0.02
 """Nats a pixel by which a sound network may lose to the trivial predictor: on flat data none can win."""
-BALANCED_PIXELS = 2**20
-"""Pixels on which the mean of the denoised data is made that of the raw."""
+BALANCED_PIXELS = 2**18, 2**20
+"""Least and most pixels on which the mean of the denoised data is made that of the raw."""
+IMBALANCE = 1e-3
+"""Relative standard error of that mean, from which on there are enough."""
 
 
 @dataclass(frozen=True)
@@ -450,7 +452,7 @@ def _balance(
 
     Pixels that no light and noise explain, hot or dead ones, do not count.
     """
-    batches = [*pool.sample(2 * BALANCED_PIXELS // noise.outputs), pool.held_out]
+    batches = [*pool.sample(2 * _enough_pixels(pool) // noise.outputs), pool.held_out]
     rows: list[tuple[Tensor, ...]] = []
     for done, batch in enumerate(batches):
         progress("Balancing the mean", done, len(batches))
@@ -468,6 +470,14 @@ def _balance(
     noise = noise.narrowed(apart, light, readout_apart).balanced(outputs, photons, readout)
     denoised = noise.estimate(apart, light, readout_apart, noise.estimators[0])
     return noise, float(denoised.double().sum() / light.double().sum())
+
+
+def _enough_pixels(pool: CropPool) -> int:
+    """Give the number of pixels whose noise leaves their mean known to `IMBALANCE`."""
+    light = torch.cat([batch.photons.flatten() for batch in pool.sample(BALANCED_PIXELS[0] // 4)])
+    mean = max(float(light.mean()), 1e-3)
+    variance = pool.readout.excess * mean + float(torch.as_tensor(pool.readout.read_variance).float().mean())
+    return int(np.clip(variance / (IMBALANCE * mean) ** 2, *BALANCED_PIXELS))
 
 
 def _open(stacks: Any) -> list[xr.DataArray]:
