@@ -194,15 +194,14 @@ def estimate_camera(
     name = stack.attrs.get("source", "the stack")
     parts = [part for _, part in positions(stack)]
     chosen = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), MOST_POSITIONS)).astype(int))
-    samples = [sample_frames(parts[i], max(2, MOST_FRAMES // len(chosen))) for i in chosen]
-    samples = [replaced(sample, defective(sample)) for sample in samples]
-    frames = np.concatenate(samples)
+    movies = []
+    for part in (parts[i] for i in chosen):
+        frames = sample_frames(part, max(2, MOST_FRAMES // len(chosen)))
+        frames = replaced(frames, defective(frames))
+        movies.append((frames, 1 if len(frames) == part.sizes["t"] else 2))
+    frames = np.concatenate([movie for movie, _ in movies])
     _require_noise(frames, name)
     levels = _levels(frames)
-    movies = [
-        (sample, 1 if len(sample) == parts[i].sizes["t"] else 2)
-        for i, sample in zip(chosen, samples, strict=True)
-    ]
     line, method = _find_line(movies, levels, progress or silent)
     return _judge(line, method, levels, pixel_size_nm or stack.attrs.get("pixel_size_nm"), name)
 

@@ -71,8 +71,8 @@ def defective(series: Any) -> np.ndarray:
     left and right of it has some share of its light at least, wherever it is centred, and so has the mean of
     those above and below; hence so has any sum of them. A pixel that is brighter than one of these means by
     more than `SHARPNESS` times saw no such light (as for cosmic rays in L.A.Cosmic: van Dokkum, PASP 113,
-    1420, 2001). So are single rows and columns of hot pixels; the outermost of an image are judged along its
-    edge, corners not at all.
+    1420, 2001). Single rows and columns of hot pixels are found, too; the outermost pixels of an image are
+    judged along its edge, corners not at all.
 
     Parameters
     ----------
@@ -109,14 +109,16 @@ def _statistics(series: Any, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
     The variance from one frame to the next, so that what bleaches or moves slowly adds little.
     """
-    start = before = np.asarray(series[0], np.float32)  # near the mean, so that sums keep their digits
-    sums, squares = np.zeros((2, *start.shape), np.float32), np.zeros_like(start)
-    each = max(1, TOGETHER // start.size)
+    size = series.shape[1:]
+    sums, squares = np.zeros((2, *size), np.float32), np.zeros(size, np.float32)
+    each = max(1, TOGETHER // math.prod(size))
     for first in range(0, len(numbers), each):
         some = numbers[first : first + each]
         block = series[some] if isinstance(series, np.ndarray) else series.isel(t=some).to_numpy()
-        for place, frame in enumerate(np.asarray(block), first):
+        for place, frame in enumerate(block, first):
             now = frame.astype(np.float32)
+            if place == 0:
+                start = before = now  # near the mean, so that sums keep their digits
             sums[place % 2] += now - start
             squares += (now - before) ** 2
             before = now

@@ -103,12 +103,12 @@ def train(
 ) -> Model | Baseline:
     """Train a blind-spot network on noisy stacks, the very ones it will denoise.
 
-    Hot pixels of movies are replaced first (`defects.defective`).
-    Random crops with signal are turned and mirrored and shown with less light; Muon and Adam follow the
-    likelihood of each pixel given its surroundings (equation 4 of the Gamma-Poisson paper), and an average of
-    the weights is kept. Some blocks of pixels are never trained on: when their likelihood stops improving, or
-    the budget nears its end, the learning rate falls to 0, and the weights that served them best are
-    returned. They also say how wide the priors truly are (`noise_models.protocol.narrowing`).
+    Hot pixels of movies are replaced first (`defects.defective`). Random crops with signal are turned and
+    mirrored and shown with less light; Muon and Adam follow the likelihood of each pixel given its
+    surroundings (equation 4 of the Gamma-Poisson paper), and an average of the weights is kept. Some blocks
+    of pixels are never trained on: when their likelihood stops improving, or the budget nears its end, the
+    learning rate falls to 0, and the weights that served them best are returned. They also say how wide the
+    priors truly are (`noise_models.protocol.narrowing`).
 
     Parameters
     ----------
