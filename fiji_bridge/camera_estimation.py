@@ -187,7 +187,7 @@ def estimate_camera(
     FijiBridgeError
         If the frames are smaller than two patches, or hold NaN or one value only.
     """
-    from fiji_bridge.defects import defective, replaced
+    from fiji_bridge.defects import FEWEST, defective, replaced
     from fiji_bridge.stack import open_stack, positions
 
     stack = open_stack(stack)
@@ -197,7 +197,7 @@ def estimate_camera(
     movies = []
     for part in (parts[i] for i in chosen):
         frames = sample_frames(part, max(2, MOST_FRAMES // len(chosen)))
-        frames = replaced(frames, defective(frames))
+        frames = replaced(frames, defective(frames if len(frames) >= FEWEST else _middle(part), 2 * FEWEST))
         movies.append((frames, 1 if len(frames) == part.sizes["t"] else 2))
     frames = np.concatenate([movie for movie, _ in movies])
     _require_noise(frames, name)
@@ -208,16 +208,22 @@ def estimate_camera(
 
 def sample_frames(stack: "xr.DataArray", most: int = MOST_FRAMES) -> np.ndarray:
     """Read all frames of a stack (t, y, x), or successive pairs spread over it; the middle of large ones."""
-    side = int(MOST_PIXELS**0.5)
-    height, width = (min(stack.sizes[axis], side) for axis in ("y", "x"))
-    top, left = (stack.sizes["y"] - height) // 2, (stack.sizes["x"] - width) // 2
-    most = min(most, max(2, MOST_PIXELS // (height * width)))
+    stack = _middle(stack)
+    most = min(most, max(2, MOST_PIXELS // (stack.sizes["y"] * stack.sizes["x"])))
     indices = np.arange(stack.sizes["t"])
     if len(indices) > most:
         starts = np.linspace(0, len(indices) - 2, most // 2).astype(int)
         indices = (starts[:, None] + [0, 1]).ravel()
-    part = stack.isel(t=indices, y=slice(top, top + height), x=slice(left, left + width))
-    return part.transpose("t", "y", "x").to_numpy()
+    return stack.isel(t=indices).to_numpy()
+
+
+def _middle(stack: "xr.DataArray") -> "xr.DataArray":
+    """Give the part of large frames that is looked at (t, y, x)."""
+    side = int(MOST_PIXELS**0.5)
+    starts = {axis: max(0, stack.sizes[axis] - side) // 2 for axis in ("y", "x")}
+    return stack.isel({axis: slice(first, first + side) for axis, first in starts.items()}).transpose(
+        "t", "y", "x"
+    )
 
 
 def _require_noise(frames: np.ndarray, name: str) -> None:

@@ -695,7 +695,8 @@ def comparing(arguments: argparse.Namespace, bar: Bar) -> dict[str, Any]:
 
 def told(comparison: Any, out: Path) -> Result:
     """Say what a comparison found and where its report is."""
-    return f"{comparison.verdict}\nReport: {out / 'report.html'}", comparison.as_dict()
+    figures = comparison.as_dict()
+    return "\n".join((*figures["warnings"], comparison.verdict, f"Report: {out / 'report.html'}")), figures
 
 
 def run_demo(arguments: argparse.Namespace, bar: Bar) -> Result:

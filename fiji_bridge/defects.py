@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 FEWEST, MOST = 16, 100
 """Frames without which a pixel is not known to be hot throughout, and frames looked at, spread evenly."""
 SHARPNESS = 8.0
-"""How many times brighter than its neighbours. Light is at most 4.3 times, through a PSF of a sigma of 0.5
-pixels, and 7.5 times of 0.4."""
-STANDS_OUT = 1.0
-"""How much brighter at least, in standard deviations of a single reading."""
+"""How many times brighter than its neighbours. Light is at most 4.3 times, through a Gaussian PSF of a sigma
+of 0.5 pixels over square pixels, and 7.5 times of 0.4."""
+STANDS_OUT, OWN = 1.0, 4.0
+"""How much brighter at least, in standard deviations of a neighbour's reading, and in standard errors of its
+own mean, which a few rare photons behind EM gain do not reach."""
 SURE = 2.0
 """By how many standard errors neighbours may be brighter than they seem."""
 AROUND = 9
@@ -63,22 +64,25 @@ def repaired(stack: "xr.DataArray", camera: "Camera | None") -> "tuple[xr.DataAr
     return (seen_through(stack, lambda data: _Repaired(data, mask)), number) if number else (stack, 0)
 
 
-def defective(series: Any) -> np.ndarray:
+def defective(series: Any, most: int = MOST) -> np.ndarray:
     """Find hot pixels of a movie.
 
     An image is light through a lens, a sum of copies of its PSF over some background. If one of these, a
-    Gaussian sampled or integrated at pixels, is centred on a pixel or beside it, then the mean of the pixels
-    left and right of it has some share of its light at least, wherever it is centred, and so has the mean of
-    those above and below; hence so has any sum of them. A pixel that is brighter than one of these means by
-    more than `SHARPNESS` times saw no such light (as for cosmic rays in L.A.Cosmic: van Dokkum, PASP 113,
-    1420, 2001). Single rows and columns of hot pixels are found, too; the outermost pixels of an image are
-    judged along its edge, corners not at all.
+    Gaussian integrated over pixels, is centred on a pixel or beside it, then the mean of the pixels left and
+    right of it has some share of its light at least, wherever it is centred, and so has the mean of those
+    above and below; hence so has any sum of them. A pixel that is brighter than one of these means by more
+    than `SHARPNESS` times saw no such light (as for cosmic rays in L.A.Cosmic: van Dokkum, PASP 113, 1420,
+    2001). Single rows and columns of hot pixels are found, too; the outermost pixels of an image are judged
+    along its edge, corners and outermost lines not at all. Of hot pixels side by side two are found, not
+    four in a square.
 
     Parameters
     ----------
     series
-        (t, y, x), an array or an opened stack, of which `MOST` frames are read. A pixel must be hot in both
-        halves of them; with less than `FEWEST` frames none is known to be.
+        (t, y, x), an array or an opened stack. A pixel must be hot in both halves of its frames; with less
+        than `FEWEST` none is known to be.
+    most
+        Frames to look at, spread evenly.
 
     Returns
     -------
@@ -88,18 +92,20 @@ def defective(series: Any) -> np.ndarray:
     frames, *size = series.shape
     if frames < FEWEST or min(size) < 3:
         return np.zeros(size, bool)
-    numbers = np.unique(np.linspace(0, frames - 1, MOST).astype(int))
+    numbers = np.unique(np.linspace(0, frames - 1, most).astype(int))
     with np.errstate(invalid="ignore", over="ignore"):  # NaN is named by whoever reads all frames
         halves, variance = _statistics(series, numbers)
         mean = np.mean(halves, axis=0)
         dark = minimum_filter(mean, AROUND)
-        noise = np.sqrt(np.sort(_sides(np.pad(variance, 1, mode="edge")), axis=0)[1:3].mean(0))
+        usual = np.sort(_sides(np.pad(variance, 1, mode="edge")), axis=0)[1:3].mean(0)
+        # Where they read but 0, light, which varies as much as there is of it, would give them this share.
+        noise = np.sqrt(np.where(usual > 0, usual, variance / SHARPNESS))
         left, right, above, below = _sides(np.pad(mean, 1, constant_values=np.inf))
         beside = np.minimum(left + right, above + below) / 2 - dark
         doubt = SURE * noise / math.sqrt(2 * len(numbers))
         apart, always = mean - dark, np.min(halves - dark, axis=0)
         hot = (apart > SHARPNESS * (beside + doubt)) & (apart > STANDS_OUT * noise) & (always > apart / 2)
-        hot &= (noise > 0) & np.isfinite(apart)
+        hot &= (apart > OWN * np.sqrt(variance / len(numbers))) & (variance > 0) & np.isfinite(apart)
     hot |= (hot.mean(0) > LINE) | (hot.mean(1) > LINE)[:, None]
     return hot if hot.mean() <= PATTERN else np.zeros_like(hot)
 
@@ -138,7 +144,7 @@ def replaced(frames: np.ndarray, mask: np.ndarray) -> np.ndarray:
     that the camera can give.
     """
     height, width = mask.shape[-2:]
-    hidden, flat = mask.ravel(), frames.reshape(len(frames), -1)
+    hidden, flat = mask.ravel(), frames.reshape(len(frames), mask.size)
     at = np.flatnonzero(hidden)
     y, x = at // width % height, at % width
     shown, known = [], []

@@ -302,6 +302,22 @@ def test_without_truth_the_ways_are_judged_on_a_simulated_twin(compared, movie, 
     assert 'id="truth"' in (tmp_path / "report.html").read_text()
 
 
+def test_hot_pixels_are_no_molecules_of_any_way(compared, movie, tmp_path):
+    comparison, _ = compared
+    broken = movie.stack.copy(data=movie.stack.to_numpy())
+    broken[:, 20::25, 20::25] += 3000
+    number = broken[0, 20::25, 20::25].size
+    found = compare(
+        broken, out=tmp_path, camera=CAMERA, engine="torch", model=comparison.folder / "model.safetensors"
+    )
+    figures = found.as_dict()
+    assert f"{number} hot pixels were found" in figures["warnings"][0]
+    assert "raw.csv and hybrid.csv" in figures["warnings"][1]
+    for way, table in comparison.tables.items():
+        assert len(found.tables[way]) == pytest.approx(len(table), rel=0.1)
+    assert figures["twin"]["detections_in_twin"] == pytest.approx(len(found.tables["raw"]), rel=0.2)
+
+
 def test_a_twin_is_as_bright_as_its_recording(movie):
     camera = Camera.parse(CAMERA)
     twin = twin_of(movie.stack, {"raw": movie.ground_truth, "hybrid": movie.ground_truth}, camera)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from fiji_bridge import Camera, FijiBridgeError, denoise, open_stack, train
+from fiji_bridge import Camera, FijiBridgeError, denoise, estimate_camera, open_stack, train
 from fiji_bridge.defects import repaired
 from fiji_bridge.simulation import expected_photons
 
@@ -75,6 +75,46 @@ def test_blinking_molecules_and_cosmic_rays_are_left_alone() -> None:
     counts = np.concatenate(frames)
     counts[rng.integers(0, 24, 30), rng.integers(0, 48, 30), rng.integers(0, 48, 30)] += 9000
     assert repaired(open_stack(counts), None)[1] == 0
+
+
+def test_rare_photons_behind_em_gain_are_left_alone() -> None:
+    rng = np.random.default_rng(3)
+    photons = rng.poisson(0.07, (16, 128, 128))
+    electrons = np.where(photons > 0, rng.gamma(np.maximum(photons, 1), 1000.0), 0)
+    counts = np.rint(400 + 0.1 * (electrons + rng.normal(0, 30, photons.shape))).astype(np.uint16)
+    assert repaired(open_stack(counts), None)[1] == 0
+
+
+def test_hot_pixels_are_found_where_the_background_reads_0() -> None:
+    rng = np.random.default_rng(4)
+    counts = 20 * rng.poisson(0.005, (40, 48, 48))
+    at = np.transpose(PLACES[:3])
+    counts[:, *at] += rng.poisson(100, (40, 3))
+    assert repaired(open_stack(counts.clip(0, 255).astype(np.uint8)), None)[1] == 3
+
+
+@pytest.mark.parametrize("shape", [(20, 1, 1100, 1000), (60, 5, 96, 96)])
+def test_the_camera_is_estimated_without_them_however_few_frames_it_reads(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(5)
+    light = 20 + 5 * np.sin(np.arange(shape[-1]) / 9)
+    counts = np.rint(100 + 2 * rng.poisson(light, shape)).astype(np.uint16)
+    broken = counts.copy()
+    hot = rng.random(shape[1:]) < 0.004
+    broken[:, hot] += (2 * rng.poisson(rng.exponential(300, hot.sum()), (shape[0], hot.sum()))).astype(
+        np.uint16
+    )
+    clean, left = (
+        estimate_camera(xr.DataArray(values, dims=("t", "c", "y", "x"))).camera.photons_per_adu
+        for values in (counts, broken)
+    )
+    assert left == pytest.approx(clean, rel=0.03)
+
+
+def test_no_frames_of_a_repaired_stack_are_no_mistake() -> None:
+    counts = recorded(np.full((48, 48), 20.0), 20)
+    counts[:, 5, 9] += 400
+    mended, _ = repaired(open_stack(counts), None)
+    assert mended[:0].to_numpy().shape == (0, 48, 48)
 
 
 def test_a_pattern_of_the_sensor_is_left_alone() -> None:

@@ -64,7 +64,7 @@ class Comparison:
     tables
         Molecules at the user's own threshold by way: ``raw``, ``denoised``, ``hybrid``.
     stack, denoised
-        The frames (t, y, x) before and after, lazy.
+        The frames (t, y, x) before, but for hot pixels, and after, lazy.
     truth
         Table of the true molecules, if known.
     """
@@ -139,10 +139,10 @@ def compare(
     """Find out whether denoising a stack helps to localize its molecules.
 
     Trains on the stack (or takes a model), denoises it, and localizes three ways: the raw frames, the
-    denoised frames, and molecules detected on denoised frames but fitted on raw ones. Each is read at many
-    detection thresholds, so that no way wins by a lucky threshold. The ways are then judged by the truth
-    where it is known, and otherwise on a simulated twin of the recording (see
-    `fiji_bridge.comparison.twin`).
+    denoised frames, and molecules detected on denoised frames but fitted on raw ones. Hot pixels are
+    interpolated before (`fiji_bridge.defects`). Each way is read at many detection thresholds, so that none
+    wins by a lucky threshold. The ways are then judged by the truth where it is known, and otherwise on a
+    simulated twin of the recording (see `fiji_bridge.comparison.twin`).
 
     Parameters
     ----------
@@ -182,6 +182,7 @@ def compare(
         If an input cannot be used.
     """
     from fiji_bridge.camera import Camera
+    from fiji_bridge.defects import repaired
     from fiji_bridge.denoising import denoise, load_model, train
     from fiji_bridge.localizations import write_localizations
     from fiji_bridge.report import write_report
@@ -203,9 +204,11 @@ def compare(
     with clock("camera"):
         camera, warnings, about_camera = _camera(movie, camera, progress)
 
+    # Hot pixels would be molecules that no twin has, and make denoising out to be better than it is.
+    raw, replaced = repaired(movie, camera)
     localizer = Localizer(camera, wanted, engine, thunderstorm_jar, device, progress)
     with clock("localizing"):  # before the training: a wrong option should not be found out after minutes
-        ways = {"raw": localizer.sweep(movie, "raw frames")}
+        ways = {"raw": localizer.sweep(raw, "raw frames")}
     if network is None:
         with clock("training"):
             network = train(
@@ -218,7 +221,7 @@ def compare(
     with clock("denoising"):
         denoised = denoised_by(movie, out=folder / "denoised.tif")
     with clock("localizing"):
-        ways |= _two_denoised_ways(localizer, movie, denoised)
+        ways |= _two_denoised_ways(localizer, raw, denoised)
     tables = {way: sweep.at(1.0) for way, sweep in ways.items()}
     for way, table in tables.items():
         write_localizations(table, folder / f"{way}.csv")
@@ -227,11 +230,14 @@ def compare(
         if truth is not None:
             judged = Judgement("ground truth", _scored(ways, truth, progress))
         else:
-            judged = _judged_by_twin(
-                movie, ways, tables, localizer, denoised_by, seed=seed, progress=progress
-            )
+            judged = _judged_by_twin(raw, ways, tables, localizer, denoised_by, seed=seed, progress=progress)
     scores = _scores(judged.scored, seed)
     verdict = judge(scores, twin=truth is None, doubts=judged.doubts)
+    warnings += denoised.attrs.get("warnings", ())
+    if replaced:
+        warnings.append(
+            "So it is for raw.csv and hybrid.csv: take these, as localize interpolates nothing in raw frames."
+        )
 
     figures = {
         "verdict": str(verdict),
@@ -240,7 +246,7 @@ def compare(
         "recommended": verdict.recommended,
         "basis": judged.basis,
         "radius_nm": RADIUS_NM,
-        "warnings": [*warnings, *denoised.attrs.get("warnings", ()), *_edge_warnings(judged.scored)],
+        "warnings": [*warnings, *_edge_warnings(judged.scored)],
         "stack": _about_stack(movie),
         "camera": about_camera,
         "engine": localizer.engine,
@@ -256,7 +262,7 @@ def compare(
         "seconds": clock.seconds,
         "versions": _versions(),
     }
-    comparison = Comparison(folder, jsonable(figures), tables, movie, denoised, truth)
+    comparison = Comparison(folder, jsonable(figures), tables, raw, denoised, truth)
     with clock("report"):
         write_report(comparison, folder / "report.html")
     comparison.figures["seconds"] = dict(clock.seconds)

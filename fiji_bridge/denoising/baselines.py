@@ -489,8 +489,8 @@ class PN2V(Baseline):
         scaling = _mean_and_spread(_flat(frames))
         pool = [torch.from_numpy((part - scaling[0]) / scaling[1]).to(device) for part in frames]
         noise = MixtureNoise(*scaling, camera.excess_noise, float(np.mean(camera.read_variance))).to(device)
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
             network = UNet(features, samples).to(device)
         generator = torch.Generator(device).manual_seed(seed)
         total = steps or 20_000

@@ -408,8 +408,8 @@ def _name(stack: xr.DataArray) -> str:
 
 
 def _fresh(seed: int, **shape: Any) -> BlindSpotNetwork:
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU, whatever trains them
+        torch.default_generator.manual_seed(seed)
         return BlindSpotNetwork(**shape)
 
 

@@ -388,7 +388,7 @@ def _compare(values: Mapping[str, Any], image: "xr.DataArray", title: str, progr
     )
     counts = {"way": list(found.tables), "localizations": [len(table) for table in found.tables.values()]}
     return Result(
-        f"{found.verdict} Report: {out / 'report.html'}",
+        " ".join((found.verdict, *found.figures["warnings"], f"Report: {out / 'report.html'}")),
         images={f"denoised {title}": _like(found.denoised, slices)},
         tables={f"comparison {title}": pd.DataFrame(counts)},
         page=out / "report.html",
