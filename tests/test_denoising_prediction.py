@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,6 +228,13 @@ def test_a_model_of_such_images_is_trusted(capsys, tmp_path):
     camera = ["--camera", "offset=100 photons2adu=1 isemgain=false"]
     assert main([*arguments, *camera, "--out", str(tmp_path / "out.tif")]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["warnings"] == []
+
+
+def test_no_operation_mixes_tensors_of_two_devices():
+    """What only a GPU would show, on machines without one; in a process of its own, as torch is changed."""
+    program = Path(__file__).with_name("second_device.py")
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
