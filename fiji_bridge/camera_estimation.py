@@ -197,7 +197,9 @@ def estimate_camera(
     movies = []
     for part in (parts[i] for i in chosen):
         frames = sample_frames(part, max(2, MOST_FRAMES // len(chosen)))
-        frames = replaced(frames, defective(frames if len(frames) >= FEWEST else _middle(part), 2 * FEWEST))
+        enough = len(frames) >= FEWEST
+        hot = defective(frames) if enough else defective(part.isel(_middle(part)), 2 * FEWEST)
+        frames = replaced(frames, hot)
         movies.append((frames, 1 if len(frames) == part.sizes["t"] else 2))
     frames = np.concatenate([movie for movie, _ in movies])
     _require_noise(frames, name)
@@ -208,22 +210,25 @@ def estimate_camera(
 
 def sample_frames(stack: "xr.DataArray", most: int = MOST_FRAMES) -> np.ndarray:
     """Read all frames of a stack (t, y, x), or successive pairs spread over it; the middle of large ones."""
-    stack = _middle(stack)
-    most = min(most, max(2, MOST_PIXELS // (stack.sizes["y"] * stack.sizes["x"])))
+    from fiji_bridge.stack import some_frames
+
+    stack, window = stack.transpose("t", "y", "x"), _middle(stack)
+    most = min(most, max(2, MOST_PIXELS // math.prod(side.stop - side.start for side in window.values())))
     indices = np.arange(stack.sizes["t"])
     if len(indices) > most:
         starts = np.linspace(0, len(indices) - 2, most // 2).astype(int)
         indices = (starts[:, None] + [0, 1]).ravel()
-    return stack.isel(t=indices).to_numpy()
+    return some_frames(stack, indices, **window)
 
 
-def _middle(stack: "xr.DataArray") -> "xr.DataArray":
-    """Give the part of large frames that is looked at (t, y, x)."""
-    side = int(MOST_PIXELS**0.5)
-    starts = {axis: max(0, stack.sizes[axis] - side) // 2 for axis in ("y", "x")}
-    return stack.isel({axis: slice(first, first + side) for axis, first in starts.items()}).transpose(
-        "t", "y", "x"
-    )
+def _middle(stack: "xr.DataArray") -> dict[str, slice]:
+    """Give the part of large frames that is looked at."""
+    most, window = int(MOST_PIXELS**0.5), {}
+    for axis in ("y", "x"):
+        size = stack.sizes[axis]
+        first = max(0, size - most) // 2
+        window[axis] = slice(first, min(size, first + most))
+    return window
 
 
 def _require_noise(frames: np.ndarray, name: str) -> None:

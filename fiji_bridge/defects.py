@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.ndimage import minimum_filter
 
-from fiji_bridge.stack import positions, seen_through
+from fiji_bridge.stack import positions, seen_through, some_frames
 from fiji_bridge.stack_formats.recording import padded
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def _statistics(series: Any, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarra
     each = max(1, TOGETHER // math.prod(size))
     for first in range(0, len(numbers), each):
         some = numbers[first : first + each]
-        block = series[some] if isinstance(series, np.ndarray) else series.isel(t=some).to_numpy()
+        block = series[some] if isinstance(series, np.ndarray) else some_frames(series, some)
         for place, frame in enumerate(block, first):
             now = frame.astype(np.float32)
             if place == 0:

@@ -144,6 +144,19 @@ def frame_blocks(stack: "xr.DataArray", frames: int | None = None) -> Iterator[t
         yield first, block
 
 
+def some_frames(
+    stack: "xr.DataArray", numbers: np.ndarray, y: slice = slice(None), x: slice = slice(None)
+) -> np.ndarray:
+    """Read frames of a stack (t, y, x) by number, or windows of them, and no others if the file can do so.
+
+    Dask alone would read whole chunks, which between frames spread over a movie is all of it.
+    """
+    opened = _OPENED.get(getattr(stack.data, "name", ""))
+    if opened is None or opened.stored > 1:
+        return stack.isel(t=numbers, y=y, x=x).to_numpy()
+    return np.concatenate([opened[number : number + 1, y, x] for number in numbers.tolist()])
+
+
 def seen_through(stack: "xr.DataArray", view: Callable[[Any], Any]) -> "xr.DataArray":
     """Give an opened stack of which `view` shows the data otherwise, of the same shape and type.
 

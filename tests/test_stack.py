@@ -11,8 +11,10 @@ import stack_files
 import tifffile
 import xarray as xr
 
+from fiji_bridge.camera_estimation import sample_frames
+from fiji_bridge.defects import defective
 from fiji_bridge.errors import FijiBridgeError
-from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions, write_stack
+from fiji_bridge.stack import StackWriter, frame_blocks, open_stack, positions, some_frames, write_stack
 
 RNG = np.random.default_rng(1)
 DTYPES = ["uint8", "int8", "uint16", "int16", "uint32", "int32", "float32"]
@@ -652,6 +654,22 @@ def test_only_the_frames_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.
     numbers.clear()
     stack[::30].to_numpy()
     assert sorted(numbers) == [0, 30, 60, 90]
+
+
+def test_a_look_at_frames_spread_over_a_movie_reads_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = movie(500)
+    tifffile.imwrite(tmp_path / "a.tif", frames, photometric="minisblack", compression="zlib")
+    numbers = frames_read(monkeypatch)
+    stack = open_stack(tmp_path / "a.tif")
+    for look, most in ((defective, 100), (sample_frames, 50)):
+        look(stack)
+        assert len(numbers) == len(set(numbers)) == most
+        assert max(np.diff(sorted(numbers))) < 1.1 * 2 * 500 / most
+        numbers.clear()
+    chosen = np.array([3, 4, 499])
+    np.testing.assert_array_equal(some_frames(stack, chosen, x=slice(1, 9)), frames[chosen, :, 1:9])
 
 
 def test_only_the_channel_asked_for_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
