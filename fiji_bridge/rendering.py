@@ -288,10 +288,11 @@ class _Molecules(NamedTuple):
 
 def _by_rows(kernel: Callable[..., None], image: np.ndarray, *arguments: Any) -> None:
     """Run a kernel on bands of rows, in threads."""
-    from numba import get_num_threads
+    from numba import config
 
     rows = image.shape[1]
-    bands = min(get_num_threads(), rows)
+    # numba's own function would start its threads, which sets torch's number of threads as well.
+    bands = min(config.NUMBA_NUM_THREADS, rows)  # type: ignore[attr-defined]
     edges = [rows * band // bands for band in range(bands + 1)]
     if bands == 1:
         kernel(image, 0, rows, *arguments)

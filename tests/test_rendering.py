@@ -1,6 +1,9 @@
 """Images of molecules are those of ThunderSTORM's renderers, without Java."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,9 +128,25 @@ def test_bands_on_threads_change_no_pixel(monkeypatch):
     for options in RENDERERS:
         images = []
         for threads in (1, 5):
-            monkeypatch.setattr("numba.get_num_threads", lambda threads=threads: threads)
+            monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", threads)
             images.append(render(molecules, f"{made.REGION} {options}", camera=CAMERA))
         np.testing.assert_array_equal(*images)
+
+
+def test_torch_keeps_its_number_of_threads():
+    """Denoising afterwards with more threads than free cores takes a multiple of the time."""
+    program = """
+import pandas as pd, torch
+from fiji_bridge import render
+torch.set_num_threads(1)
+molecules = pd.DataFrame({"x [nm]": [500.0, 900.0], "y [nm]": [700.0, 300.0]})
+for renderer in ("Histograms", "[Normalized Gaussian] dx=80", "[Averaged shifted histograms]"):
+    render(molecules, f"renderer={renderer}", camera="pixelsize=100.0")
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.stdout == "1\n", done.stderr
 
 
 def test_the_image_says_where_its_pixels_lie():
