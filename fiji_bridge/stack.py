@@ -93,7 +93,7 @@ def positions(stack: "xr.DataArray") -> Iterator[tuple[dict[str, int], "xr.DataA
         Where it stands, such as ``{"c": 1, "z": 0}`` (empty for a stack without c and z), and the stack.
     """
     dims = [dim for dim in DIMS[1:3] if dim in stack.dims]
-    opened = _OPENED.get(getattr(stack.data, "name", ""))
+    opened = _opened(stack)
     for numbers in product(*(range(stack.sizes[dim]) for dim in dims)):
         where: dict[str, int] = dict(zip(dims, numbers, strict=True))
         if where and opened is not None:
@@ -132,7 +132,7 @@ def frame_blocks(stack: "xr.DataArray", frames: int | None = None) -> Iterator[t
         frames = max(1, BLOCK_BYTES // (math.prod(stack.shape[1:]) * stack.dtype.itemsize))
     if frames < 1:
         raise FijiBridgeError(f"A block must have at least one frame, not {frames}.")
-    opened = _OPENED.get(getattr(stack.data, "name", ""))
+    opened = _opened(stack)
     given = opened if opened is not None and opened.in_memory else stack
     for first in range(0, stack.sizes["t"], frames):
         block = np.asarray(given[first : first + frames])
@@ -151,7 +151,7 @@ def some_frames(
 
     Dask alone would read whole chunks, which between frames spread over a movie is all of it.
     """
-    opened = _OPENED.get(getattr(stack.data, "name", ""))
+    opened = _opened(stack)
     if opened is None or opened.stored > 1:
         return stack.isel(t=numbers, y=y, x=x).to_numpy()
     return np.concatenate([opened[number : number + 1, y, x] for number in numbers.tolist()])
@@ -162,10 +162,13 @@ def seen_through(stack: "xr.DataArray", view: Callable[[Any], Any]) -> "xr.DataA
 
     Underneath dask, as each format's reader is, so that a single frame is still read alone.
     """
-    opened = _OPENED.get(getattr(stack.data, "name", ""))
-    data = stack.data if opened is None else opened
-    guarded = _Guarded(view(data), _name(stack), getattr(data, "stored", 1))
-    lazy = _lazy(guarded, stack.data.chunks if opened is None else None)
+    opened = _opened(stack)
+    if opened is None:  # what is computed comes a chunk at a time
+        data, chunks, stored = stack.data, stack.data.chunks, max(1, *stack.data.chunks[0])
+    else:
+        data, chunks, stored = opened, None, opened.stored
+    guarded = _Guarded(view(data), _name(stack), stored)
+    lazy = _lazy(guarded, chunks)
     _OPENED[lazy.name] = guarded
     return stack.copy(data=lazy)
 
@@ -275,6 +278,11 @@ _OPENED: WeakValueDictionary[str, "_Guarded"] = WeakValueDictionary()
 
 Dask slices underneath only once and reads a whole chunk for a second slice, so `positions` goes back to it.
 """
+
+
+def _opened(stack: "xr.DataArray") -> "_Guarded | None":
+    """Give what stands under a stack, if it was opened here and is still whole."""
+    return _OPENED.get(getattr(stack.data, "name", ""))
 
 
 class _Guarded:
